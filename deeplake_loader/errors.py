@@ -100,9 +100,21 @@ class NotFoundError(DeeplakeError, KeyError):
 
 
 class ConstraintError(DeeplakeError):
-    """UNIQUE, NOT NULL, CHECK or FOREIGN KEY refused the statement; nothing of it was written."""
+    """UNIQUE, NOT NULL, CHECK or FOREIGN KEY refused the statement; nothing of it was written.
+
+    ``constraint`` is that word or None, ``table`` and ``columns`` name what it is on, where the database tells.
+    """
 
     kind = "constraint"
+
+    def __init__(
+        self, message: str, *, constraint: str | None = None, table: str | None = None, columns: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.constraint, self.table, self.columns = constraint, table, columns
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_constraint_error, (self.args[0], self.constraint, self.table, self.columns)
 
 
 class ConflictError(DeeplakeError):
@@ -148,6 +160,12 @@ def _rebuild_sql_error(cls: type[SQLError], message: str, sql: str | None, posit
 
 def _rebuild_decode_error(cls: type[DecodeError], message: str, key: str | None) -> DecodeError:
     return cls(message, key=key)
+
+
+def _rebuild_constraint_error(
+    message: str, constraint: str | None, table: str | None, columns: tuple[str, ...]
+) -> ConstraintError:
+    return ConstraintError(message, constraint=constraint, table=table, columns=columns)
 
 
 def _shorten(text: str, limit: int = 400) -> str:

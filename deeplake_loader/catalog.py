@@ -1,0 +1,657 @@
+"""The catalog: one SQLite file whose transaction is the store's only commit point.
+
+A transaction may have participants (the shards, the vectors) that keep bytes outside SQLite. When the outermost
+transaction ends, each makes its bytes durable (``prepare``), then the commit row and the user's rows are committed by
+one SQLite COMMIT, then each is told ``committed``; any failure before that rolls back both sides. A commit carries a
+client-made id: when COMMIT itself reports an error, the outcome is settled by looking for that id, and until it is
+settled no participant touches a file.
+
+    BEGIN IMMEDIATE -> statements -> prepare() -> _dl_commits, _dl_head -> COMMIT -> committed()
+                                   '--- any exception: ROLLBACK -> rolled_back()
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from deeplake_loader import store
+from deeplake_loader.errors import (
+    ConstraintError,
+    CorruptionError,
+    DeeplakeError,
+    InputError,
+    LockedError,
+    NotFoundError,
+    SQLError,
+    StoreError,
+)
+from deeplake_loader.types import Table
+
+FORMAT = 1
+"""The version of everything on disk; a store of a higher one is refused."""
+
+MAX_PLANS = 2_000
+MAX_PLAN_TEXT = 100_000  # a longer statement is one of a kind: caching it would only fill the catalog
+
+_BOOKKEEPING = """
+CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
+    message TEXT);
+CREATE TABLE _dl_tables (name TEXT PRIMARY KEY, definition TEXT NOT NULL, ddl TEXT NOT NULL);
+CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('shard', 'vector')),
+    table_name TEXT, column_name TEXT, url TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('open', 'sealed')), count INTEGER NOT NULL, size INTEGER NOT NULL,
+    resting INTEGER NOT NULL DEFAULT 0, sha256 TEXT, checks BLOB, dtype TEXT, dimension INTEGER);
+CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
+CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
+    offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
+    PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
+CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
+    UNIQUE (text, schema));
+"""
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+Hook = Callable[[sqlite3.Connection], None]
+
+
+class Participant:
+    """Somebody who keeps bytes outside SQLite and takes part in its transactions; the hooks do nothing by default.
+
+    ``savepoint`` gives a token for the present state; ``rollback_to`` gets it back when the nested block failed.
+    ``prepare`` runs before the commit, may still run SQL, and must leave every byte durable that the rows point at.
+    ``committed`` and ``rolled_back`` run after the outcome is certain, and must not raise. ``forked`` runs in a child
+    process: forget handles, touch nothing.
+    """
+
+    def savepoint(self) -> object:
+        return None
+
+    def rollback_to(self, token: object) -> None:
+        """Forget what was done since ``token``; SQLite has rolled back its part already."""
+
+    def prepare(self) -> None:
+        """Make the transaction's bytes durable."""
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+
+    def rolled_back(self) -> None:
+        """The transaction left nothing in SQLite: take back its bytes."""
+
+    def forked(self) -> None:
+        """This is a child process: the parent's handles and locks are not ours."""
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One outermost transaction: ``id`` of its commit, ``clock`` (UTC text, also NOW()), ``message`` (may be set until
+    it ends) and, once committed, ``seq``: the commit's number, None when there was nothing to commit."""
+
+    id: str
+    clock: str
+    message: str | None = None
+    seq: int | None = None
+
+
+def utc_now() -> str:
+    """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+class Catalog:
+    """One process's handle on ``<root>/catalog.sqlite``; threads may share it, a forked child reconnects by itself.
+
+    >>> import tempfile
+    >>> catalog = Catalog.open(tempfile.mkdtemp())
+    >>> with catalog.transaction("first") as tx:
+    ...     _ = catalog.execute("CREATE TABLE t (a INTEGER)")
+    >>> catalog.head(), tx.seq
+    (1, 1)
+    """
+
+    def __init__(self, root: store.Root, *, read_only: bool, timeout_s: float) -> None:
+        self.root = root
+        self.read_only = read_only
+        self.timeout_s = timeout_s
+        self.participants: list[Participant] = []
+        self._hooks: list[Hook] = []
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        self._reset()
+        _catalogs.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._transaction: Transaction | None = None
+        self._unsettled: Transaction | None = None
+        self._depth = 0
+        self._changes_at_start = self._schema_at_start = 0
+        self._snapshots = 0
+        self._snapshot_clock: str | None = None
+        self._tables: tuple[int, Mapping[str, Table]] | None = None
+        self._plans: dict[tuple[str, int], str] = {}
+        self._unsaved_plans: list[tuple[str, int, str]] = []
+
+    @classmethod
+    def open(
+        cls, root: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, timeout_s: float = 30.0
+    ) -> Catalog:
+        """The catalog of the store in folder ``root``, made there when ``create`` and there is none.
+
+        Args:
+            read_only: refuse every write; works on a read-only file system.
+            timeout_s: how long a write waits for another writer before LockedError.
+
+        Raises:
+            NotFoundError: no store there and ``create`` is false.
+            StoreError: the folder or file cannot be used, is no store, or was written by a newer release.
+            CorruptionError: the catalog file is damaged.
+        """
+        catalog = cls(store.Root(os.path.abspath(os.fspath(root))), read_only=read_only, timeout_s=timeout_s)
+        try:
+            catalog._prepare_file(create and not read_only)
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog
+
+    # -- connection ------------------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This process's SQLite connection, opened at first use."""
+        if self._connection is None:
+            if self._closed:
+                raise StoreError(f"the store {self.root.folder} was closed; connect again")
+            self._connection = self._connect()
+            for hook in self._hooks:
+                hook(self._connection)
+        return self._connection
+
+    def add_hook(self, hook: Hook) -> None:
+        """Calls ``hook(connection)`` now and for every later connection (after a fork): to register SQL functions."""
+        with self._guard():
+            self._hooks.append(hook)
+            hook(self.connection)
+
+    def close(self) -> None:
+        """Gives the file back; an open transaction is rolled back. Closing twice does nothing."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.read_only:
+            return self._dial("mode=rwc")
+        try:
+            return self._dial("mode=ro")
+        except StoreError:
+            # A cleanly closed WAL file needs a -shm beside it, which a read-only folder cannot get; nobody can be
+            # writing there either, and without a -wal the file alone is the whole database.
+            wal = self.root.catalog + "-wal"
+            if os.path.exists(wal) and os.path.getsize(wal) > 0:
+                raise
+            return self._dial("mode=ro&immutable=1")
+
+    def _dial(self, mode: str) -> sqlite3.Connection:
+        path = quote(self.root.catalog)
+        try:
+            connection = sqlite3.connect(
+                f"file:{path}?{mode}",
+                uri=True,
+                timeout=self.timeout_s,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=512,
+            )
+        except sqlite3.Error as error:
+            raise self._open_error(error) from error
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA foreign_keys = ON")
+            if not self.read_only:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits at power loss
+                connection.execute("PRAGMA journal_size_limit = 67108864")
+        except sqlite3.Error as error:
+            connection.close()
+            raise self._open_error(error) from error
+        return connection
+
+    def _open_error(self, error: sqlite3.Error) -> DeeplakeError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_NOTADB:
+            return CorruptionError(f"{self.root.catalog} is no SQLite database, or its first page is damaged ({error})")
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return translate_error(error)
+        return StoreError(f"cannot open the catalog {self.root.catalog}: {error}; check the folder and its permissions")
+
+    def _prepare_file(self, create: bool) -> None:
+        path = self.root.catalog
+        if not os.path.exists(path):
+            if not create:
+                raise NotFoundError(f"there is no store in {self.root.folder} ({store.CATALOG} is missing)")
+            with store.file_errors("make the store's folder", self.root.folder):
+                store.make_folder(self.root.folder)
+        names = {str(name) for (name,) in self.fetchall("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "_dl_meta" not in names:
+            self._make_bookkeeping(names, create)
+        self._check_format()
+
+    def _make_bookkeeping(self, names: set[str], create: bool) -> None:
+        if names:
+            shown = ", ".join(sorted(names)[:5])
+            raise StoreError(f"{self.root.catalog} is another program's database ({shown}); choose another folder")
+        if not create:
+            raise StoreError(f"{self.root.folder} is a store whose creation never finished; open it for writing once")
+        connection = self.connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
+                for statement in _BOOKKEEPING.split(";\n"):
+                    connection.execute(statement)
+                facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
+                connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
+                connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translate_error(error) from error
+        with store.file_errors("sync", self.root.folder):
+            store.sync_folder(self.root.folder)
+
+    def _check_format(self) -> None:
+        found = self.meta("format")
+        if found is None or not found.isdigit():
+            raise CorruptionError(f"{self.root.catalog} holds no format number (found {found!r})")
+        if int(found) > FORMAT:
+            raise StoreError(
+                f"{self.root.folder} has store format {found}, this release reads up to {FORMAT}; "
+                "upgrade deeplake_loader"
+            )
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=self.timeout_s):
+            raise LockedError(
+                f"another thread's transaction on {self.root.folder} did not end within {self.timeout_s} s; "
+                "end it, or open a handle of its own for this thread"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
+        """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
+        with self._guard():
+            try:
+                return self.connection.execute(sql, params)
+            except _DRIVER_ERRORS as error:
+                raise translate_error(error, user_sql or sql) from error
+
+    def executemany(self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None) -> sqlite3.Cursor:
+        """The cursor of one statement run for every row of parameters."""
+        with self._guard():
+            try:
+                return self.connection.executemany(sql, rows)
+            except _DRIVER_ERRORS as error:
+                raise translate_error(error, user_sql or sql) from error
+
+    def fetchall(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> list[Any]:
+        """Every row of one statement; the way to read that other threads cannot come between."""
+        with self._guard():
+            try:
+                return self.connection.execute(sql, params).fetchall()
+            except _DRIVER_ERRORS as error:
+                raise translate_error(error, user_sql or sql) from error
+
+    def fetchone(self, sql: str, params: Parameters = ()) -> Any:
+        """The first row of one statement, or None."""
+        with self._guard():
+            try:
+                cursor = self.connection.execute(sql, params)
+                row = cursor.fetchone()
+                cursor.close()
+                return row
+            except _DRIVER_ERRORS as error:
+                raise translate_error(error, sql) from error
+
+    # -- transactions ----------------------------------------------------------------------------------------------
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a ``transaction()`` of this handle is open."""
+        return self._transaction is not None
+
+    def now(self) -> str:
+        """The transaction's clock: UTC text, the same for every call in one transaction or snapshot."""
+        if self._transaction is not None:
+            return self._transaction.clock
+        return self._snapshot_clock or utc_now()
+
+    @contextmanager
+    def transaction(self, message: str | None = None) -> Iterator[Transaction]:
+        """One commit for all statements of the block; nested blocks are savepoints of the outermost.
+
+        Raises:
+            LockedError: another writer held the store for longer than ``timeout_s``.
+            StoreError: a read-only store, or the commit could not be made durable.
+        """
+        with self._guard():
+            if self._transaction is not None:
+                with self._nested(self._transaction) as tx:
+                    yield tx
+                return
+            tx = self._begin(message)
+            try:
+                yield tx
+                self._check_open(tx)
+                self._prepare(tx)
+            except BaseException:
+                self._roll_back(tx)
+                raise
+            self._commit(tx)
+
+    def _begin(self, message: str | None) -> Transaction:
+        if self.read_only:
+            raise StoreError(f"{self.root.folder} was opened read-only; connect without read_only to write")
+        if self._snapshots:
+            raise InputError("a transaction cannot begin inside a snapshot, whose reads are fixed; begin it first")
+        self._settle()
+        self.execute("BEGIN IMMEDIATE")
+        tx = self._transaction = Transaction(uuid4().hex, utc_now(), message)
+        self._depth = 0
+        self._changes_at_start = self.connection.total_changes
+        self._schema_at_start = self.schema_version()
+        return tx
+
+    def _check_open(self, tx: Transaction) -> None:
+        if self._transaction is not tx:
+            raise StoreError("this transaction belongs to the parent process; begin one in the process that writes")
+        if not self.connection.in_transaction:
+            raise StoreError("the database rolled this transaction back after an earlier error; run it again")
+
+    def _prepare(self, tx: Transaction) -> None:
+        for participant in self.participants:
+            participant.prepare()
+        changed = self.connection.total_changes != self._changes_at_start
+        if not changed and tx.message is None and self.schema_version() == self._schema_at_start:
+            return
+        seq = self.head() + 1
+        row = (seq, tx.id, tx.clock, tx.message)
+        self.execute("INSERT INTO _dl_commits (seq, id, created_at, message) VALUES (?, ?, ?, ?)", row)
+        self.execute("UPDATE _dl_head SET seq = ?", (seq,))
+        tx.seq = seq
+
+    def _commit(self, tx: Transaction) -> None:
+        try:
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._resolve(tx, error)
+        self._finish(committed=True)
+
+    def _resolve(self, tx: Transaction, error: sqlite3.Error) -> None:
+        """After an error of COMMIT: returns if the commit is there after all, else raises."""
+        self._unsettled = tx
+        self._transaction = None
+        with suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        try:
+            self._settle()
+        except DeeplakeError:
+            raise StoreError(
+                f"the commit failed ({error}) and the store cannot yet tell its outcome; its files are left untouched, "
+                f"and the next transaction looks for commit {tx.id} first"
+            ) from error
+        if tx.seq is None:
+            raise translate_error(error) from error
+
+    def _settle(self) -> None:
+        """Makes the outcome of a failed COMMIT certain.
+
+        A COMMIT whose fsync failed leaves whole frames in the write-ahead log that a later recovery could still take
+        for a commit. One more durable write overwrites them; only then may a participant cut its files.
+        """
+        tx = self._unsettled
+        if tx is None:
+            return
+        self.execute("INSERT OR REPLACE INTO _dl_meta VALUES ('settled', ?)", (tx.id,))
+        self._unsettled = None
+        if self.fetchone("SELECT 1 FROM _dl_commits WHERE id = ?", (tx.id,)) is None:
+            tx.seq = None
+            self._finish(committed=False)
+
+    def _roll_back(self, tx: Transaction) -> None:
+        if self._transaction is not tx:  # a forked child leaving its parent's block
+            return
+        with suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        self._finish(committed=False)
+
+    def _finish(self, *, committed: bool) -> None:
+        self._transaction = None
+        unsaved, self._unsaved_plans = self._unsaved_plans, []
+        if not committed:
+            self._forget_schema()
+        for participant in self.participants:
+            if committed:
+                participant.committed()
+            else:
+                participant.rolled_back()
+        if committed and unsaved:
+            self._save_plans(unsaved)
+
+    @contextmanager
+    def _nested(self, tx: Transaction) -> Iterator[Transaction]:
+        self._check_open(tx)
+        self._depth += 1
+        name = f"_dl_{self._depth}"
+        self.execute(f"SAVEPOINT {name}")
+        tokens = [(participant, participant.savepoint()) for participant in self.participants]
+        try:
+            yield tx
+            self._check_open(tx)
+            self.execute(f"RELEASE {name}")
+        except BaseException:
+            if self._transaction is tx and self.connection.in_transaction:
+                self.execute(f"ROLLBACK TO {name}")
+                self.execute(f"RELEASE {name}")
+                self._forget_schema()
+                for participant, token in tokens:
+                    participant.rollback_to(token)
+            raise
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def snapshot(self) -> Iterator[int]:
+        """One unchanging view for all reads of the block; gives the commit number it shows. Part of a transaction
+        when one is open."""
+        with self._guard():
+            outermost = self._transaction is None and self._snapshots == 0
+            if outermost:
+                self.execute("BEGIN")
+                self._snapshot_clock = utc_now()
+            self._snapshots += 1
+            try:
+                yield self.head()
+            finally:
+                self._snapshots -= 1
+                if outermost:
+                    self._snapshot_clock = None
+                    with suppress(sqlite3.Error):
+                        self.connection.execute("ROLLBACK")  # it only read: the cheapest way out, never fails halfway
+
+    def head(self) -> int:
+        """The number of the newest commit, 0 in a new store; inside a transaction the one it builds on."""
+        return int(self.fetchone("SELECT seq FROM _dl_head")[0])
+
+    def schema_version(self) -> int:
+        """SQLite's own counter of schema changes."""
+        return int(self.fetchone("PRAGMA schema_version")[0])
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the store, or None where it was never set."""
+        row = self.fetchone("SELECT value FROM _dl_meta WHERE key = ?", (key,))
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Sets a fact about the store, within the open transaction."""
+        self.execute("INSERT OR REPLACE INTO _dl_meta VALUES (?, ?)", (key, value))
+
+    # -- table definitions and plans -------------------------------------------------------------------------------
+
+    def _forget_schema(self) -> None:
+        self._tables = None  # a rolled-back schema number comes back for another schema
+        self._plans.clear()
+        self._unsaved_plans.clear()
+
+    def tables(self) -> Mapping[str, Table]:
+        """Every table's definition by its lower-case name; read again only when the schema has changed."""
+        with self._guard():
+            version = self.schema_version()
+            if self._tables is None or self._tables[0] != version:
+                rows = self.fetchall("SELECT definition FROM _dl_tables ORDER BY name")
+                found = (Table.from_json(definition) for (definition,) in rows)
+                self._tables = version, {table.name.lower(): table for table in found}
+            return self._tables[1]
+
+    def put_table(self, table: Table, ddl: str) -> None:
+        """Records a table's definition and the user's CREATE TABLE; the caller runs the statement itself, in the same
+        transaction."""
+        row = (table.name.lower(), table.to_json(), ddl)
+        self.execute("INSERT OR REPLACE INTO _dl_tables (name, definition, ddl) VALUES (?, ?, ?)", row)
+        self._tables = None
+
+    def drop_table(self, name: str) -> None:
+        """Forgets a table's definition; the caller drops the table itself, in the same transaction."""
+        self.execute("DELETE FROM _dl_tables WHERE name = ?", (name.lower(),))
+        self._tables = None
+
+    def plan(self, text: str) -> str | None:
+        """The compiled plan stored for this statement under the present schema, or None."""
+        with self._guard():
+            key = text, self.schema_version()
+            found = self._plans.get(key)
+            if found is None:
+                row = self.fetchone("SELECT plan FROM _dl_plans WHERE text = ? AND schema = ?", key)
+                if row is not None:
+                    found = self._remember_plan(key, str(row[0]))
+            return found
+
+    def put_plan(self, text: str, plan: str) -> None:
+        """Keeps a plan for later processes; a store that cannot be written now simply goes without."""
+        with self._guard():
+            version = self.schema_version()
+            self._remember_plan((text, version), plan)
+            if self.read_only or len(text) > MAX_PLAN_TEXT:
+                return
+            if self._transaction is not None:
+                self._unsaved_plans.append((text, version, plan))
+            elif not self._snapshots:
+                self._save_plans([(text, version, plan)])
+
+    def _remember_plan(self, key: tuple[str, int], plan: str) -> str:
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
+
+    def _save_plans(self, plans: Sequence[tuple[str, int, str]]) -> None:
+        # A lost plan is compiled again, so it is worth neither an fsync nor a wait for another writer.
+        with suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            self.connection.executemany("INSERT OR REPLACE INTO _dl_plans (text, schema, plan) VALUES (?, ?, ?)", plans)
+            newest = "SELECT max(number) FROM _dl_plans"
+            self.connection.execute(f"DELETE FROM _dl_plans WHERE number <= ({newest}) - ?", (MAX_PLANS,))
+        with suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA synchronous = FULL")
+            self.connection.execute(f"PRAGMA busy_timeout = {round(self.timeout_s * 1000)}")
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+_DRIVER_ERRORS = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeEncodeError)
+_CONSTRAINT = re.compile(r"(UNIQUE|NOT NULL|CHECK|FOREIGN KEY) constraint failed(?:: (.*))?", re.DOTALL)
+
+
+def translate_error(error: Exception, sql: str | None = None) -> DeeplakeError:
+    """This package's error for one of the SQLite driver; SQL errors quote ``sql``, the user's own text."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return _constraint_error(error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LockedError(f"another writer holds the store ({error}); try again or raise timeout_s")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return CorruptionError(f"the catalog file is damaged ({error}); restore it from a copy")
+    if code in _STORE_CODES:
+        return StoreError(f"the catalog cannot be read or written ({error}); nothing of this statement was kept")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return InputError(f"a value is larger than SQLite can hold ({error})")
+    return SQLError(f"the statement cannot be run: {error}", sql=sql)
+
+
+_STORE_CODES = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+)
+
+
+def _constraint_error(error: Exception) -> ConstraintError:
+    match = _CONSTRAINT.match(str(error))
+    if match is None:
+        return ConstraintError(f"a constraint refused the statement: {error}")
+    kind, what = match[1], match[2]
+    if kind in ("UNIQUE", "NOT NULL") and what:
+        table, columns = what.split(", ")[0].partition(".")[0], [part.partition(".")[2] for part in what.split(", ")]
+        return ConstraintError(
+            f"{kind} constraint on column {', '.join(map(repr, columns))} of {table!r} refused the statement",
+            constraint=kind,
+            table=table,
+            columns=tuple(columns),
+        )
+    detail = f" {what!r}" if what else ""
+    return ConstraintError(f"{kind} constraint{detail} refused the statement", constraint=kind)
+
+
+# -- fork ------------------------------------------------------------------------------------------------------------
+
+_catalogs: weakref.WeakSet[Catalog] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _forget_parent() -> None:
+    """In a forked child: SQLite handles must not be used or closed after a fork, so they are kept, unused, for ever."""
+    for catalog in list(_catalogs):
+        _inherited.append(catalog._connection)
+        catalog._connection = None
+        catalog._reset()
+        for participant in catalog.participants:
+            participant.forked()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

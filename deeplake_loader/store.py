@@ -1,0 +1,185 @@
+"""The folder that a store lies in: paths that cannot leave it, durable files and folders, locks, exact reads.
+
+Every byte of a store is read and written through here, so what a crash or a hostile catalog row can do is decided here:
+a path is refused unless it stays under the root, a new file counts only after its folder was synced, and an error of
+the operating system becomes a StoreError that names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
+
+CATALOG = "catalog.sqlite"
+SHARDS = "shards"
+VECTORS = "vectors"
+
+_IOV_MAX = 1024  # Linux's limit of buffers in one pwritev
+_SAFE = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The absolute folder of one store.
+
+    >>> Root("/tmp/store").path("shards/cats/one.tar")
+    '/tmp/store/shards/cats/one.tar'
+    """
+
+    folder: str
+
+    def __post_init__(self) -> None:
+        if not os.path.isabs(self.folder):
+            raise InputError(f"a store's folder must be an absolute path, got {self.folder!r}")
+
+    @property
+    def catalog(self) -> str:
+        return os.path.join(self.folder, CATALOG)
+
+    def path(self, url: str) -> str:
+        """The absolute path of a url relative to the root; refused when it would leave the root, also by a link.
+
+        Raises:
+            StoreError: an absolute url, one with ``..``, a scheme or a NUL, or one that a link leads outside.
+        """
+        parts = url.split("/")
+        if not url or "\0" in url or "\\" in url or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
+            raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.folder}; refused")
+        path = os.path.join(self.folder, *parts)
+        real, root = os.path.realpath(path), os.path.realpath(self.folder)
+        if os.path.commonpath((real, root)) != root:
+            raise StoreError(f"the file {url!r} leads outside the store ({real}); only files under {root} are read")
+        return path
+
+    def make_folder(self, url: str) -> str:
+        """The absolute path of a folder under the root, made durable with every parent it needed."""
+        path = self.path(url)
+        with file_errors("make the folder", path):
+            make_folder(path)
+        return path
+
+
+@contextmanager
+def file_errors(doing: str, path: str) -> Iterator[None]:
+    """Turns an OSError of the block into a StoreError that says what was done to which file."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"cannot {doing} {path}: it does not exist") from error
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {path}: {error.strerror or error}{_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; nothing of this statement was written: free space and run it again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "; check the permissions of the store's folder"
+    return ""
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and its parents; each new entry is synced in the folder that holds it."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_folder(parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    sync_folder(parent)
+
+
+def sync_folder(path: str) -> None:
+    """Makes the entries of a folder durable: a new file exists after a power loss only once its folder was synced."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def unique_name() -> str:
+    """A file name that no other writer makes, sorting by the time of its making; only ``[0-9a-f-]``."""
+    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(5)}"
+
+
+def encode_name(name: str) -> str:
+    """A table's or column's name as part of a file or member name: percent-encoded unless plain.
+
+    >>> encode_name("clip_embedding"), encode_name("a.b/c")
+    ('clip_embedding', 'a%2Eb%2Fc')
+    """
+    if _SAFE.match(name):
+        return name
+    return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def decode_name(name: str) -> str:
+    """The name that ``encode_name`` was given."""
+    return unquote(name)
+
+
+def try_lock(fd: int) -> bool:
+    """Whether this open file now holds the exclusive lock; the kernel lets go of it when its process dies."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: str) -> int:
+    """The end offset after all buffers were written from ``offset`` on, as few calls as the system allows."""
+    with file_errors("write", path):
+        for start in range(0, len(buffers), _IOV_MAX):
+            group = buffers[start : start + _IOV_MAX]
+            expected = sum(map(len, group))
+            written = os.pwritev(fd, group, offset)
+            if written < expected:
+                _write_rest(fd, b"".join(group), written, offset)
+            offset += expected
+    return offset
+
+
+def _write_rest(fd: int, data: bytes, written: int, offset: int) -> None:
+    view = memoryview(data)
+    while written < len(data):
+        step = os.pwrite(fd, view[written:], offset + written)
+        if step == 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        written += step
+
+
+def read_at(fd: int, offset: int, length: int, where: str) -> bytes:
+    """Exactly ``length`` bytes from ``offset``; ``where`` names the item in errors.
+
+    Raises:
+        CorruptionError: the file ends earlier.
+        StoreError: the system cannot read it.
+    """
+    with file_errors("read", where):
+        data = os.pread(fd, length, offset)
+        if len(data) < length:  # reads over 2 GiB come back in parts; at the end of the file they come back empty
+            parts = [data]
+            while data and sum(map(len, parts)) < length:
+                got = sum(map(len, parts))
+                data = os.pread(fd, length - got, offset + got)
+                parts.append(data)
+            data = b"".join(parts)
+    if len(data) < length:
+        raise CorruptionError(f"{where}: cut, it ends after {len(data)} of the {length} bytes at offset {offset}")
+    return data
