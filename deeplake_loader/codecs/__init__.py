@@ -1,0 +1,146 @@
+"""Values of blob and vector columns to bytes and back: what is stored, and the facts measured from it at insert.
+
+Nothing heavy is imported here: numpy, Pillow, PyAV and simplejpeg come with the first value that needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from deeplake_loader.codecs.audio import encode_samples, inspect_audio
+from deeplake_loader.codecs.containers import sniff_container
+from deeplake_loader.codecs.encoding import encode_frames
+from deeplake_loader.codecs.images import encode_image
+from deeplake_loader.codecs.info import MAX_BLOB_BYTES, MAX_PIXELS, BadMedia, Encoded, MediaInfo
+from deeplake_loader.codecs.sources import describe, read_source
+from deeplake_loader.codecs.tensors import decode_tensor, encode_tensor, tensor_to_torch
+from deeplake_loader.codecs.vectors import encode_vector, encode_vectors
+from deeplake_loader.codecs.video import inspect_video
+from deeplake_loader.errors import InputError, MediaError, TypeMismatchError
+from deeplake_loader.types import ColumnType
+
+__all__ = [
+    "MAX_BLOB_BYTES",
+    "MAX_PIXELS",
+    "Encoded",
+    "MediaInfo",
+    "Validate",
+    "decode_tensor",
+    "encode",
+    "encode_many",
+    "encode_vector",
+    "encode_vectors",
+    "tensor_to_torch",
+]
+
+Validate = Literal["structure", "decode", "none"]
+
+
+def encode(type: ColumnType, value: object, *, validate: Validate = "structure", where: str) -> Encoded:
+    """The value as a blob column stores it, with its facts.
+
+    ``value``: a file's bytes (bytes, bytearray, memoryview) or its path (str, PathLike; a BLOB column takes no str), kept
+    byte for byte; a Pillow image or uint8 array for IMAGE; uint8 frames (T, H, W, 3) or a list of frames for VIDEO; float32
+    or int16 samples for AUDIO; a numpy array or torch tensor for TENSOR. ``validate``: "structure" reads headers and end
+    markers, demuxes every packet and decodes a video's first frame; "decode" decodes everything; "none" looks at the first
+    bytes only. ``where`` names the column and row in errors.
+
+    Raises TypeMismatchError, MediaError (bytes that are no such media), DimensionError, NotFoundError and StoreError (path).
+
+    >>> encode(ColumnType("BLOB"), b"abc", where="column 'b' of 't', row 0").extension
+    'bin'
+    """
+    if type.name == "IMAGE":
+        return encode_image(type, value, where, validate=validate)
+    if type.name == "TENSOR":
+        return encode_tensor(type, value, where, check=validate != "none")
+    if type.name == "VIDEO":
+        return _encode_file(type, value, where, validate, encode_frames, inspect_video)
+    if type.name == "AUDIO":
+        return _encode_file(type, value, where, validate, encode_samples, inspect_audio)
+    if type.name == "BLOB":
+        return _encode_blob(type, value, where)
+    raise InputError(f"{where}: {type} is not a blob column")
+
+
+def _encode_blob(type: ColumnType, value: object, where: str) -> Encoded:
+    data = read_source(value, where, text_is_path=False)
+    if data is None:
+        raise TypeMismatchError(
+            f"{where} expects {type}, got {describe(value)}; pass bytes, or pathlib.Path(...) to store a file"
+        )
+    return Encoded(data, "bin", MediaInfo("bytes", nbytes=len(data)))
+
+
+def _encode_file(
+    type: ColumnType,
+    value: object,
+    where: str,
+    validate: Validate,
+    encode_array: Callable[[ColumnType, object, str], tuple[bytes, str]],
+    inspect: Callable[..., MediaInfo],
+) -> Encoded:
+    data = read_source(value, where)
+    if data is None:
+        data, extension = encode_array(type, value, where)
+        validate = "structure"  # facts of what we wrote ourselves are measured too
+    else:
+        format = sniff_container(data)
+        if format is None:
+            raise MediaError(f"{where} expects {type}, got {len(data)} bytes of no known {type.name.lower()} format")
+        extension = format.extension
+    if validate == "none":
+        return Encoded(data, extension, MediaInfo("video" if type.name == "VIDEO" else "audio", nbytes=len(data)))
+    try:
+        return Encoded(data, extension, inspect(data, decode_all=validate == "decode"))
+    except BadMedia as error:
+        raise MediaError(
+            f"{where} expects {type}, got {len(data)} bytes ({extension}) that no {type.name.lower()} can be read from: {error}"
+        ) from error
+
+
+def encode_many(
+    type: ColumnType,
+    values: Sequence[object],
+    *,
+    validate: Validate = "structure",
+    where: str,
+    threads: int | None = None,
+    first_row: int = 0,
+) -> list[Encoded | None]:
+    """``encode`` of every value, None kept as None, on ``threads`` threads (default: one per core) where that pays:
+    decoding and encoding let go of Python's lock, header walks do not.
+
+    The error of the first bad row is raised, its row counted from ``first_row``.
+    """
+
+    def one(item: tuple[int, object]) -> Encoded | None:
+        row, value = item
+        return (
+            None if value is None else encode(type, value, validate=validate, where=f"{where}, row {first_row + row}")
+        )
+
+    threads = threads or _cores()
+    if threads == 1 or len(values) < 2 or not _is_parallel(type, values, validate):
+        return [one(item) for item in enumerate(values)]
+    with ThreadPoolExecutor(min(threads, len(values)), thread_name_prefix="deeplake-encode") as pool:
+        try:
+            return list(pool.map(one, enumerate(values)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_parallel(type: ColumnType, values: Sequence[object], validate: Validate) -> bool:
+    if type.name in ("VIDEO", "AUDIO"):
+        return validate != "none"
+    return type.name == "IMAGE" and (
+        validate == "decode" or not isinstance(values[0], (bytes, bytearray, memoryview, str))
+    )

@@ -1,0 +1,152 @@
+"""AUDIO values: files kept byte for byte once every packet was demuxed, samples written as WAV or FLAC."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader.codecs.containers import open_container, reason
+from deeplake_loader.codecs.info import BadMedia, MediaInfo
+from deeplake_loader.codecs.sources import describe, to_array
+from deeplake_loader.errors import DimensionError, InputError, MediaError, TypeMismatchError
+from deeplake_loader.types import ColumnType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+_MAX_CHANNELS = 64
+_MAX_RATE = 768_000
+
+
+def audio_stream(container: Any) -> Any:
+    """The first audio stream. Raises BadMedia where there is none, or where the file is a video."""
+    from av.stream import Disposition
+
+    if any(not s.disposition & Disposition.attached_pic for s in container.streams.video):
+        raise BadMedia("the file holds moving pictures; it belongs in a VIDEO column")
+    if not container.streams.audio:
+        raise BadMedia("the file holds no audio stream")
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise BadMedia("the audio codec is unknown")
+    return stream
+
+
+def inspect_audio(data: bytes, *, decode_all: bool) -> MediaInfo:
+    """Facts of an audio file: every packet demuxed, the first frame (or all, then samples are counted) decoded."""
+    with open_container(data) as container:
+        stream = audio_stream(container)
+        length, packets = 0, 0
+        for packet in container.demux(stream):
+            length, packets = length + (packet.duration or 0), packets + bool(packet.size)
+        base = stream.time_base
+    with open_container(data) as container:
+        stream = audio_stream(container)
+        frames = container.decode(stream)
+        first = next(frames, None)
+        if first is None or not packets:
+            raise BadMedia("no sound can be decoded from the file")
+        samples = first.samples + sum(frame.samples for frame in frames) if decode_all else None
+        codec = stream.codec_context.codec.canonical_name
+    return MediaInfo(
+        "audio", codec=codec, duration=round(float(length * base), 6) if base and length else None, num_frames=samples,
+        channels=len(first.layout.channels), sample_rate=first.sample_rate, nbytes=len(data),
+    )  # fmt: skip
+
+
+def encode_samples(type: ColumnType, value: object, where: str) -> tuple[bytes, str]:
+    """(file bytes, extension) of (samples,) or (channels, samples) float32 or int16, by the options sample_rate, codec."""
+    array = to_array(value, where)
+    if array is None:
+        raise TypeMismatchError(
+            f"{where} expects {type}, got {describe(value)}; pass the file's bytes or path, or float32 samples (channels, samples)"
+        )
+    if array.dtype.str not in ("<f4", "<i2"):
+        raise TypeMismatchError(
+            f"{where} expects {type} of float32 or int16 samples, got {describe(value)}; convert the samples"
+        )
+    samples = array[None] if array.ndim == 1 else array
+    if samples.ndim != 2 or not samples.size or samples.shape[0] > _MAX_CHANNELS:
+        raise DimensionError(
+            f"{where} expects {type} samples as (samples,) or (channels, samples), at most {_MAX_CHANNELS} channels, got {describe(value)}"
+        )
+    rate, codec = _rate(type, where), str(type.option("codec") or "wav").lower()
+    if codec == "wav":
+        return _wav(samples, rate), "wav"
+    if codec == "flac":
+        return _flac(samples, rate, where), "flac"
+    raise InputError(f"{where}: {type} asks for codec {codec!r}; samples are written as wav or flac")
+
+
+def _rate(type: ColumnType, where: str) -> int:
+    rate = type.option("sample_rate")
+    if not isinstance(rate, int) or not 1 <= rate <= _MAX_RATE:
+        raise InputError(f"{where}: samples need their rate, got {rate!r}; declare the column AUDIO(sample_rate=16000)")
+    return rate
+
+
+def _wav(samples: Array, rate: int) -> bytes:
+    """A RIFF file: format 1 (integers) or 3 (floats), samples of the channels interleaved."""
+    kind, width = (3, 4) if samples.dtype.kind == "f" else (1, 2)
+    channels, data = samples.shape[0], samples.T.tobytes()
+    body = struct.pack(
+        "<4sIHHIIHH", b"fmt ", 16, kind, channels, rate, rate * channels * width, channels * width, width * 8
+    )
+    pad = b"\0" * (len(data) % 2)
+    return b"".join(
+        (
+            struct.pack("<4sI4s", b"RIFF", 4 + len(body) + 8 + len(data) + len(pad), b"WAVE"),
+            body,
+            struct.pack("<4sI", b"data", len(data)),
+            data,
+            pad,
+        )
+    )
+
+
+def _flac(samples: Array, rate: int, where: str) -> bytes:
+    import av
+    import numpy as np
+
+    if samples.dtype.kind == "f":
+        raise TypeMismatchError(f"{where}: FLAC holds integers; pass int16 samples or declare AUDIO(codec='wav')")
+    if samples.shape[0] > 8:
+        raise DimensionError(
+            f"{where}: FLAC holds at most 8 channels, got {samples.shape[0]}; declare AUDIO(codec='wav')"
+        )
+    file = io.BytesIO()
+    layout = {1: "mono", 2: "stereo"}.get(samples.shape[0], f"{samples.shape[0]} channels")
+    try:
+        with av.open(file, "w", format="flac") as container:
+            stream = container.add_stream("flac", rate=rate, layout=layout, format="s16")
+            interleaved = np.ascontiguousarray(samples.T).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(interleaved, format="s16", layout=layout)
+            frame.sample_rate = rate
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                container.mux(packet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MediaError(
+            f"{where}: samples of shape {samples.shape} cannot be written as FLAC: {reason(error)}"
+        ) from error
+    return file.getvalue()
+
+
+def decode_samples(data: bytes | memoryview) -> tuple[Array, int]:
+    """((channels, samples) float32 in [-1, 1], sample rate). Raises BadMedia."""
+    import numpy as np
+    from av.audio.resampler import AudioResampler
+
+    resampler, parts, rate, channels = AudioResampler(format="fltp"), [], 0, 0
+    with open_container(data) as container:
+        for frame in container.decode(audio_stream(container)):
+            if not rate:
+                rate, channels = frame.sample_rate, len(frame.layout.channels)
+            parts += [part.to_ndarray() for part in resampler.resample(frame)]
+    if not parts:
+        raise BadMedia("no sound can be decoded from the file")
+    if any(len(part) != channels for part in parts):
+        raise BadMedia("the number of channels changes within the file")
+    return np.concatenate(parts, axis=1, dtype=np.float32), rate
