@@ -56,7 +56,7 @@ CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL
     resting INTEGER NOT NULL DEFAULT 0, sha256 TEXT, checks BLOB, dtype TEXT, dimension INTEGER);
 CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
 CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
-    offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
+    extension TEXT NOT NULL, offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
     PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
 CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);

@@ -1,0 +1,264 @@
+"""Reading blobs by address: looked up in the catalog, read by pread, verified against their checksums.
+
+A blob of up to 4 MB has one crc32c; a longer one has one per 1 MB, so that a part of it can be verified alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deeplake_loader import kernels, store
+from deeplake_loader.errors import CorruptionError, NotFoundError
+from deeplake_loader.extents import Extents
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, unpack_address
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CHECK_BLOCK = 1 << 20
+MAX_WHOLE_CHECK = 4 << 20
+MAX_OPEN_FILES = 64
+
+_DENSE = 4  # more than one in so many of a file's blobs wanted: reading its whole index is faster than looking up each
+
+
+class Queries(Protocol):
+    """What reading needs of the catalog."""
+
+    @property
+    def root(self) -> store.Root: ...
+    def fetchone(self, sql: str, params: Sequence[Any] = ()) -> Any: ...
+    def fetchall(self, sql: str, params: Sequence[Any] = ()) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a blob lies: shard ``url`` below the store's root, sample ``key``, ``column``, first byte ``offset`` and
+    ``length``; ``offset`` is -1 while a small blob still rests in the catalog."""
+
+    url: str
+    key: str
+    column: str
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        where = f"offset {self.offset}" if self.offset >= 0 else "resting in the catalog"
+        return f"{self.url}: key {self.key!r}, column {self.column!r}, {where}, {self.length} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    place: Location
+    checks: bytes
+    info: str | None
+    resting: bytes | None
+
+
+def checksums(data: bytes | memoryview) -> bytes:
+    """The crc32c of a blob as stored: 4 bytes little-endian, or 4 for each 1 MB of a blob over 4 MB."""
+    if len(data) <= MAX_WHOLE_CHECK:
+        return kernels.crc32c(data).to_bytes(4, "little")
+    return kernels.crc32c_blocks(data, CHECK_BLOCK)
+
+
+class BlobReader:
+    """Verified reads of one store's blobs; threads may share it."""
+
+    def __init__(self, catalog: Queries) -> None:
+        self._queries = catalog
+        self._files = _OpenFiles()
+
+    def read(self, address: int) -> bytes:
+        """The blob's bytes, verified.
+
+        Raises:
+            NotFoundError: no blob has this address.
+            CorruptionError: the stored bytes differ from what was written; names file, key and offset.
+        """
+        member = self._find(address)
+        place, data = member.place, member.resting
+        if data is None:
+            data = self._files.read(self._queries.root, place, place.offset, place.length)
+        if checksums(data) != member.checks:
+            self._raise_corrupt(place, data, member.checks, 0)
+        return data
+
+    def read_range(self, address: int, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of the blob (cut at its length), verified; of a blob over 4 MB only the 1 MB
+        blocks that hold them are read."""
+        member = self._find(address)
+        place = member.place
+        start, stop = max(0, start), min(stop, place.length)
+        if start >= stop:
+            return b""
+        if place.length <= MAX_WHOLE_CHECK:
+            return self.read(address)[start:stop]
+        first, last = start // CHECK_BLOCK, -(-stop // CHECK_BLOCK)
+        begin, end = first * CHECK_BLOCK, min(last * CHECK_BLOCK, place.length)
+        data = self._files.read(self._queries.root, place, place.offset + begin, end - begin)
+        checks = member.checks[first * 4 : last * 4]
+        if kernels.crc32c_blocks(data, CHECK_BLOCK) != checks:
+            self._raise_corrupt(place, data, checks, first)
+        return data[start - begin : stop - begin]
+
+    def info(self, address: int) -> str | None:
+        """The media facts stored with the blob, as JSON; None where there are none."""
+        return self._find(address).info
+
+    def locate(self, address: int) -> Location:
+        """Where the blob lies."""
+        return self._find(address).place
+
+    def resolve(self, addresses: np.ndarray) -> Extents:
+        """Where many blobs lie (int64 addresses, repeats and 0 for NULL allowed), in one pass over the index.
+
+        Raises:
+            NotFoundError: one of the addresses is unknown.
+        """
+        import numpy as np
+
+        addresses = np.ascontiguousarray(addresses, np.int64)
+        wanted, back = np.unique(addresses, return_inverse=True)
+        file, offset, length = (np.full(len(wanted), -1, kind) for kind in (np.int32, np.int64, np.int64))
+        check = np.full(len(wanted), -1, np.int64)
+        paths = []
+        for url, chosen, rows in self._index(wanted, "offset, length, CASE length(checks) WHEN 4 THEN checks END"):
+            paths.append(self._queries.root.path(url))
+            file[chosen] = len(paths) - 1
+            offsets, lengths, checks = zip(*rows, strict=True)
+            offset[chosen] = [-1 if o is None else o for o in offsets]
+            length[chosen] = lengths
+            check[chosen] = [-1 if c is None else int.from_bytes(c, "little") for c in checks]
+        length[wanted == 0] = 0
+        back = back.reshape(-1)
+        return Extents(tuple(paths), file[back], offset[back], length[back], check[back], addresses)
+
+    def infos(self, addresses: np.ndarray) -> list[str | None]:
+        """The media facts of many blobs as JSON, in order; None for NULL and where there are none."""
+        return self._values(addresses, "info")
+
+    def keys(self, addresses: np.ndarray) -> list[str | None]:
+        """The sample keys of many blobs, in order; None for NULL."""
+        return self._values(addresses, "key")
+
+    def close_files(self) -> None:
+        """Forgets the files that are open for reading; later reads open them again."""
+        self._files = _OpenFiles()
+
+    def _values(self, addresses: np.ndarray, column: str) -> list[Any]:
+        import numpy as np
+
+        wanted, back = np.unique(np.asarray(addresses, np.int64), return_inverse=True)
+        values = np.full(len(wanted), None, object)
+        for _, chosen, rows in self._index(wanted, column):
+            values[chosen] = [value for (value,) in rows]
+        found: list[Any] = values[back.reshape(-1)].tolist()
+        return found
+
+    def _index(self, wanted: np.ndarray, columns: str) -> list[tuple[str, slice, list[Any]]]:
+        """(url, place in ``wanted``, index rows) per file of the sorted, distinct addresses."""
+        import numpy as np
+
+        start = int(np.searchsorted(wanted, 0, "right"))
+        if start and wanted[0] < 0:
+            raise NotFoundError(f"{wanted[0]} is no address; addresses come from blob columns of this store")
+        numbers = wanted[start:] >> ORDINAL_BITS
+        cuts = [start, *(np.flatnonzero(np.diff(numbers)) + start + 1).tolist(), len(wanted)]
+        found = []
+        for first, last in pairwise(cuts):
+            if first < last:
+                file = int(wanted[first] >> ORDINAL_BITS)
+                ordinals = (wanted[first:last] & MAX_ORDINAL).tolist()
+                found.append(self._file_rows(file, ordinals, columns, slice(first, last)))
+        return found
+
+    def _file_rows(self, file: int, ordinals: list[int], columns: str, chosen: slice) -> tuple[str, slice, list[Any]]:
+        row = self._queries.fetchone("SELECT url, count FROM _dl_files WHERE id = ? AND kind = 'shard'", (file,))
+        url, count = row if row is not None else ("", 0)
+        select = f"SELECT ordinal, {columns} FROM _dl_members WHERE file = ?"
+        if len(ordinals) * _DENSE > count:
+            rows = self._queries.fetchall(f"{select} AND ordinal BETWEEN ? AND ?", (file, ordinals[0], ordinals[-1]))
+        else:
+            listed = ",".join(map(str, ordinals))
+            rows = self._queries.fetchall(
+                f"{select} AND ordinal IN (SELECT value FROM json_each(?))", (file, f"[{listed}]")
+            )
+        if len(rows) == len(ordinals):  # in order of the primary key either way
+            return url, chosen, [r[1:] for r in rows]
+        by_ordinal = {r[0]: r[1:] for r in rows}
+        missing = [o for o in ordinals if o not in by_ordinal]
+        if missing:
+            unknown = file << ORDINAL_BITS | missing[0]
+            raise NotFoundError(f"no blob has the address {unknown} ({len(missing)} such in file {file})")
+        return url, chosen, [by_ordinal[o] for o in ordinals]
+
+    def _find(self, address: int) -> _Found:
+        file, ordinal = unpack_address(address)
+        row = self._queries.fetchone(
+            "SELECT f.url, m.key, m.column_name, m.offset, m.length, m.checks, m.info, r.data FROM _dl_members m "
+            "JOIN _dl_files f ON f.id = m.file LEFT JOIN _dl_resting r ON m.offset IS NULL AND r.address = ? "
+            "WHERE m.file = ? AND m.ordinal = ?",
+            (address, file, ordinal),
+        )
+        if row is None:
+            raise NotFoundError(f"no blob has the address {address}; addresses come from blob columns of this store")
+        url, key, column, offset, length, checks, info, resting = row
+        place = Location(url, key, column, -1 if offset is None else offset, length)
+        if offset is None and resting is None:
+            raise CorruptionError(f"{place}: its bytes are not in the catalog; restore the catalog from a copy")
+        return _Found(place, checks, info, resting)
+
+    @staticmethod
+    def _raise_corrupt(place: Location, data: bytes, expected: bytes, first: int) -> None:
+        whole = place.length <= MAX_WHOLE_CHECK
+        found = checksums(data) if whole else kernels.crc32c_blocks(data, CHECK_BLOCK)
+        longest = max(len(expected), len(found))
+        bad = next(i for i in range(0, longest, 4) if expected[i : i + 4] != found[i : i + 4])
+        raise CorruptionError(
+            f"{place}: the bytes read differ from what was written (block {first + bad // 4}, crc32c "
+            f"{found[bad : bad + 4].hex()} instead of {expected[bad : bad + 4].hex()}); restore the shard from a copy"
+        )
+
+
+class _OpenFile:
+    """A file descriptor that closes when the last reader lets go of it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        with store.file_errors("open", path):
+            self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class _OpenFiles:
+    """The most recently read files, kept open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+
+    def read(self, root: store.Root, place: Location, offset: int, length: int) -> bytes:
+        return store.read_at(self._get(root, place.url).fd, offset, length, str(place))
+
+    def _get(self, root: store.Root, url: str) -> _OpenFile:
+        with self._lock:
+            file = self._files.get(url)
+            if file is None:
+                file = self._files[url] = _OpenFile(root.path(url))
+                if len(self._files) > MAX_OPEN_FILES:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(url)
+            return file

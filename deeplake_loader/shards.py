@@ -1,0 +1,443 @@
+"""Blobs in tar shards: staged, written and committed with the rows that name them; read back verified.
+
+Every process appends to one open shard per table, which it holds under flock; a dead process's open shard is adopted
+under its lock. An append is members and end-of-archive written over the old end-of-archive at the shard's end. The
+catalog holds the committed end and the index of members, so a shard whose writer died or rolled back is cut back to
+that end. Small blobs of small statements rest in the catalog until about 8 MB of them move into the shard together:
+such an insert then costs the catalog's fsync alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from deeplake_loader import store
+from deeplake_loader.blobs import BlobReader, checksums
+from deeplake_loader.catalog import Catalog, Participant
+from deeplake_loader.errors import InputError, NotFoundError, StoreError
+from deeplake_loader.shard_file import Mark, ShardFile, write_sidecar
+from deeplake_loader.tar import BLOCK, Headers, padded, padding
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address
+
+MAX_SHARD_BYTES = 256 << 20
+MAX_RESTING_BLOB = 64 << 10
+MAX_RESTING_STATEMENT = 1 << 20
+MAX_RESTING_SHARD = 8 << 20
+
+_JSON_GUESS = 1 << 10  # what a row's scalars are taken for when a shard is chosen; their real size comes with write()
+_EXTENSION = re.compile(r"[a-z0-9]{1,16}\Z")
+_INSERT_MEMBER = (
+    "INSERT INTO _dl_members (file, ordinal, key, column_name, extension, offset, length, checks, info) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One value of a blob column: its bytes, the member's extension ("jpg"), and its media facts as JSON or None."""
+
+    column: str
+    data: bytes | memoryview
+    extension: str
+    info: str | None = None
+
+
+@dataclass(slots=True)
+class Part:
+    """The rows of one statement that go into one shard; ``firsts``, each row's first ordinal there."""
+
+    shard: ShardFile
+    rows: Sequence[Sequence[Member]]
+    firsts: list[int]
+    planned: int
+    rests: bool
+
+
+@dataclass(slots=True)
+class Staged:
+    """Reserved addresses, ``addresses[row][blob]`` as the blobs were given, to be followed by ``Shards.write``."""
+
+    addresses: list[list[int]]
+    parts: list[Part]
+
+
+class Shards(BlobReader, Participant):
+    """The blobs of one store.
+
+    >>> import tempfile
+    >>> catalog = Catalog.open(tempfile.mkdtemp())
+    >>> shards = Shards(catalog)
+    >>> with catalog.transaction():
+    ...     staged = shards.stage("photos", [[Member("photo", b"...", "jpg")]])
+    ...     shards.write(staged, [{"title": "a photo"}])
+    >>> shards.read(staged.addresses[0][0])
+    b'...'
+    """
+
+    def __init__(self, catalog: Catalog, *, max_shard_bytes: int | None = None) -> None:
+        super().__init__(catalog)
+        self.catalog = catalog
+        self.max_shard_bytes = max_shard_bytes or int(catalog.meta("max_shard_bytes") or MAX_SHARD_BYTES)
+        self._current: dict[str, ShardFile] = {}
+        self._touched: dict[int, ShardFile] = {}
+        self._retired: list[ShardFile] = []  # after a failed sync: held, so that nobody appends to them
+        catalog.participants.append(self)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def stage(self, table: str, rows: Sequence[Sequence[Member]], *, bulk: bool = False) -> Staged:
+        """Addresses for the blobs of rows about to be inserted, within the open transaction; nothing is written yet.
+
+        Args:
+            rows: the blobs of each row, NULLs left out.
+            bulk: write even small blobs straight into the shard.
+        """
+        if not self.catalog.in_transaction:
+            raise InputError("blobs can be staged only inside a transaction")
+        for blob in {(b.column, b.extension): b for row in rows for b in row}.values():
+            if not _EXTENSION.match(blob.extension):
+                raise InputError(
+                    f"{blob.extension!r} is no file extension (a-z, 0-9, up to 16) in column {blob.column!r}"
+                )
+        sizes = [sum(len(blob.data) for blob in row) for row in rows]
+        rests = not bulk and sum(sizes) < MAX_RESTING_STATEMENT
+        rests = rests and all(len(blob.data) < MAX_RESTING_BLOB for row in rows for blob in row)
+        staged = Staged([], [])
+        for shard, start, stop, planned in self._split(table, rows, sizes, rests):
+            self._reserve(staged, shard, rows[start:stop], planned, rests)
+        return staged
+
+    def _split(
+        self, table: str, rows: Sequence[Sequence[Member]], sizes: list[int], rests: bool
+    ) -> Iterator[tuple[ShardFile, int, int, int]]:
+        """(shard, first row, end row, bytes) of each part: a shard takes rows until the next would pass its limit."""
+        shard, start, planned = self._open_shard(table), 0, 0
+        if rests and shard.mark.resting + sum(sizes) > MAX_RESTING_SHARD:
+            self._move_resting(shard)
+        for i, row in enumerate(rows):
+            size = sizes[i] + (len(row) + 1) * 2 * BLOCK + _JSON_GUESS
+            if shard.used + planned + size > self.max_shard_bytes and (shard.used or planned):
+                if planned:
+                    yield shard, start, i, planned
+                self._roll(shard)
+                shard, start, planned = self._open_shard(table), i, 0
+            planned += size
+        if start < len(rows):
+            yield shard, start, len(rows), planned
+
+    def _reserve(
+        self, staged: Staged, shard: ShardFile, rows: Sequence[Sequence[Member]], planned: int, rests: bool
+    ) -> None:
+        ordinal, base = shard.mark.count, pack_address(shard.id, 0)
+        firsts = []
+        for row in rows:
+            firsts.append(ordinal)
+            staged.addresses.append(list(range(base + ordinal, base + ordinal + len(row))))
+            ordinal += max(len(row) + rests, 1)  # resting scalars take a number too, and so does a row without blobs
+        if ordinal > MAX_ORDINAL:
+            raise InputError(f"a shard holds at most {MAX_ORDINAL} blobs; lower max_shard_bytes")
+        shard.mark = Mark(shard.mark.end, ordinal, shard.mark.resting)
+        shard.planned += planned
+        shard.pending += 1
+        self._touched[shard.id] = shard
+        staged.parts.append(Part(shard, rows, firsts, planned, rests))
+
+    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object]]) -> None:
+        """Writes the staged blobs with each row's scalars, in the same transaction.
+
+        Args:
+            scalars: per staged row what its ``<key>.json`` holds; must be JSON-able.
+        """
+        if len(scalars) != len(staged.addresses):
+            raise InputError(f"{len(staged.addresses)} rows were staged, got the scalars of {len(scalars)}")
+        parts, staged.parts = staged.parts, []
+        start = 0
+        for part in parts:
+            documents = [_document(row) for row in scalars[start : start + len(part.rows)]]
+            start += len(part.rows)
+            if part.rests:
+                self._rest(part, documents)
+            else:
+                self._append(part, documents)
+            part.shard.pending -= 1
+            part.shard.planned -= part.planned
+            if part.shard.rolled and not part.shard.pending:
+                self._complete(part.shard)
+
+    def _append(self, part: Part, documents: Sequence[bytes]) -> None:
+        shard = part.shard
+        keys = [f"{shard.name}-{first:06d}" for first in part.firsts]
+        buffers, places, size = _lay_out(shard.mark.end, keys, part.rows, documents)
+        shard.append(buffers, size)
+        members = (
+            (
+                shard.id,
+                first + i,
+                key,
+                blob.column,
+                blob.extension,
+                place,
+                len(blob.data),
+                checksums(blob.data),
+                blob.info,
+            )
+            for key, row, first, offsets in zip(keys, part.rows, part.firsts, places, strict=True)
+            for i, (blob, place) in enumerate(zip(row, offsets, strict=True))
+        )
+        self.catalog.executemany(_INSERT_MEMBER, members)
+
+    def _rest(self, part: Part, documents: Sequence[bytes]) -> None:
+        shard, members, resting = part.shard, [], []
+        for row, first, document in zip(part.rows, part.firsts, documents, strict=True):
+            key = f"{shard.name}-{first:06d}"
+            for i, blob in enumerate((*row, Member("", document, "json"))):
+                data = bytes(blob.data)
+                facts = (blob.column, blob.extension, None, len(data), checksums(data), blob.info)
+                members.append((shard.id, first + i, key, *facts))
+                resting.append((pack_address(shard.id, first + i), data))
+        self.catalog.executemany(_INSERT_MEMBER, members)
+        self.catalog.executemany("INSERT INTO _dl_resting (address, data) VALUES (?, ?)", resting)
+        size = sum(len(data) for _, data in resting)
+        shard.mark = Mark(shard.mark.end, shard.mark.count, shard.mark.resting + size)
+
+    def _move_resting(self, shard: ShardFile) -> None:
+        """Moves a shard's resting blobs from the catalog into the file, under the addresses they have."""
+        if not shard.mark.resting:
+            return
+        self._touched[shard.id] = shard
+        rows = self.catalog.fetchall(
+            "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data FROM _dl_members m "
+            "JOIN _dl_resting r ON r.address = m.file << ? | m.ordinal "
+            "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
+            (ORDINAL_BITS, shard.id),
+        )
+        buffers, moved, offset, headers = [], [], shard.mark.end, Headers()
+        for ordinal, key, column, extension, data in rows:
+            head = headers.header(_member_name(key, column, extension), len(data))
+            moved.append((offset + len(head), shard.id, ordinal))
+            buffers.append(b"".join((head, data, padding(len(data)))))
+            offset += len(buffers[-1])
+        shard.append(buffers, offset - shard.mark.end)
+        shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
+        self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
+        self.catalog.execute("DELETE FROM _dl_members WHERE file = ? AND column_name = ''", (shard.id,))
+        first = pack_address(shard.id, 0)
+        self.catalog.execute("DELETE FROM _dl_resting WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
+
+    # -- open shards -----------------------------------------------------------------------------------------------
+
+    def _open_shard(self, table: str) -> ShardFile:
+        shard = self._current.get(table)
+        if shard is None:
+            shard = next(self._adoptable(table), None) or self._create(table)
+            self._current[table] = shard
+        return shard
+
+    def _adoptable(self, table: str) -> Iterator[ShardFile]:
+        held = {shard.id for shard in (*self._current.values(), *self._touched.values(), *self._retired)}
+        rows = self.catalog.fetchall(
+            "SELECT id, url, size, count, resting FROM _dl_files "
+            "WHERE table_name = ? AND kind = 'shard' AND state = 'open' ORDER BY id",
+            (table,),
+        )
+        for file, url, size, count, resting in rows:
+            if file not in held:
+                mark = Mark(size, count, resting)
+                shard = ShardFile.adopt(file, table, url, self.catalog.root.path(url), mark)
+                if shard is not None:
+                    yield shard
+
+    def _create(self, table: str) -> ShardFile:
+        shard = ShardFile.create(self.catalog.root, f"{store.SHARDS}/{store.encode_name(table)}", table)
+        try:
+            cursor = self.catalog.execute(
+                "INSERT INTO _dl_files (kind, table_name, url, state, count, size) "
+                "VALUES ('shard', ?, ?, 'open', 0, 0)",
+                (table, shard.url),
+            )
+        except BaseException:
+            shard.discard()
+            raise
+        shard.id = int(cursor.lastrowid or 0)
+        self._touched[shard.id] = shard
+        return shard
+
+    def _roll(self, shard: ShardFile) -> None:
+        """No more rows go into this shard; it is sealed when the transaction ends."""
+        self._current.pop(shard.table, None)
+        self._touched[shard.id] = shard
+        shard.rolled = True
+        if not shard.pending:
+            self._complete(shard)
+
+    def _complete(self, shard: ShardFile) -> None:
+        self._move_resting(shard)
+        for other in self._touched.values():
+            if other.finisher is not None:
+                other.finisher.join()  # one at a time: the writer never runs further ahead than one shard
+        shard.start_finishing()
+
+    def seal(self, table: str | None = None) -> int:
+        """How many open shards (of one table, or of all) became sealed; those that live processes hold stay open."""
+        with self.catalog.transaction():
+            names = [table]
+            if table is None:
+                rows = self.catalog.fetchall(
+                    "SELECT DISTINCT table_name FROM _dl_files WHERE kind = 'shard' AND state = 'open'"
+                )
+                names = [name for (name,) in rows]
+            found = [shard for name in names for shard in self._obtainable(str(name))]
+            for shard in found:
+                self._roll(shard)
+        return len(found)
+
+    def _obtainable(self, table: str) -> Iterator[ShardFile]:
+        current = self._current.get(table)
+        for shard in (*([current] if current else []), *self._adoptable(table)):
+            if shard.mark.end or shard.mark.resting:
+                yield shard
+            elif shard is not current:
+                shard.close()
+
+    def close(self) -> None:
+        """Gives back files and locks; open shards wait for the next process to adopt them."""
+        for shard in (*self._current.values(), *self._touched.values(), *self._retired):
+            shard.close()
+        self._current, self._touched, self._retired = {}, {}, []
+        self.close_files()
+
+    # -- the transaction's hooks -----------------------------------------------------------------------------------
+
+    def savepoint(self) -> object:
+        states = {s: (s.mark, s.rolled, s.finisher, s.pending, s.planned) for s in self._touched.values()}
+        return dict(self._current), states
+
+    def rollback_to(self, token: Any) -> None:
+        current, states = token
+        for shard in list(self._touched.values()):
+            if shard not in states:
+                self._undo(shard)
+                continue
+            mark, rolled, finisher, shard.pending, shard.planned = states[shard]
+            if shard.finisher is not finisher:
+                shard.reopen()
+            shard.rolled = rolled
+            self._cut(shard, mark)
+        for table, shard in current.items():
+            if shard.failed:
+                continue
+            other = self._current.get(table)
+            if other is not None and other is not shard:
+                other.close()
+            self._current[table] = shard
+
+    def prepare(self) -> None:
+        for shard in self._touched.values():
+            if shard.rolled:
+                self._seal(shard)
+            else:
+                if shard.dirty or shard.committed is None:
+                    shard.sync()
+                row = (shard.mark.count, shard.mark.end, shard.mark.resting, shard.id)
+                self.catalog.execute("UPDATE _dl_files SET count = ?, size = ?, resting = ? WHERE id = ?", row)
+
+    def _seal(self, shard: ShardFile) -> None:
+        if shard.finisher is None:
+            self._complete(shard)
+        digest = shard.finish()
+        members = self.catalog.fetchall(
+            "SELECT ordinal, key, column_name, extension, offset, length, checks, info FROM _dl_members "
+            "WHERE file = ? ORDER BY offset",
+            (shard.id,),
+        )
+        facts = {"format": "1", "table": shard.table, "shard": os.path.basename(shard.url), "sha256": digest}
+        write_sidecar(shard.path, members, facts)
+        row = (shard.mark.count, shard.mark.end, digest, shard.id)
+        self.catalog.execute(
+            "UPDATE _dl_files SET state = 'sealed', count = ?, size = ?, resting = 0, sha256 = ? WHERE id = ?", row
+        )
+
+    def committed(self) -> None:
+        for shard in self._touched.values():
+            shard.settle()
+            if shard.rolled:
+                shard.close()
+        self._touched = {}
+
+    def rolled_back(self) -> None:
+        for shard in list(self._touched.values()):
+            self._undo(shard)
+        self._touched = {}
+
+    def forked(self) -> None:
+        self.close()  # the lock stays with the parent, whose descriptor is still open
+
+    def _undo(self, shard: ShardFile) -> None:
+        """Takes a shard back to its last commit; one that never had a commit goes away."""
+        self._touched.pop(shard.id, None)
+        if self._current.get(shard.table) is shard:
+            del self._current[shard.table]
+        if shard.committed is None:
+            shard.discard()
+            return
+        if shard.rolled:
+            shard.reopen()
+        self._cut(shard, shard.committed)
+        shard.settle()
+        if shard.failed:
+            return
+        if shard.table in self._current:
+            shard.close()
+        else:
+            self._current[shard.table] = shard
+
+    def _cut(self, shard: ShardFile, mark: Mark) -> None:
+        with suppress(StoreError, NotFoundError):
+            shard.cut(mark)
+            if not shard.failed:
+                return
+        shard.failed = True
+        self._retired.append(shard)
+
+
+def _document(scalars: Mapping[str, object]) -> bytes:
+    try:
+        return _encode(scalars).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a row's scalars cannot be written as JSON ({error}): {list(scalars)}") from error
+
+
+def _member_name(key: str, column: str, extension: str) -> str:
+    return f"{key}.{store.encode_name(column)}.{extension}" if column else f"{key}.{extension}"
+
+
+def _lay_out(
+    end: int, keys: Sequence[str], rows: Sequence[Sequence[Member]], documents: Sequence[bytes]
+) -> tuple[list[bytes | memoryview], list[list[int]], int]:
+    """(what to write from ``end`` on, each blob's offset per row, bytes in all); the blobs' own buffers, not copied."""
+    headers, names = Headers(), {b.column: store.encode_name(b.column) for row in rows for b in row}
+    buffers: list[bytes | memoryview] = []
+    places: list[list[int]] = []
+    offset, between = end, b""
+    for key, row, document in zip(keys, rows, documents, strict=True):
+        offsets = []
+        for blob in row:
+            size = len(blob.data)
+            head = headers.header(f"{key}.{names[blob.column]}.{blob.extension}", size)
+            buffers += between + head, blob.data
+            offset += len(head)
+            offsets.append(offset)
+            offset, between = offset + padded(size), padding(size)
+        head = headers.header(f"{key}.json", len(document))
+        between = b"".join((between, head, document, padding(len(document))))
+        offset += len(head) + padded(len(document))
+        places.append(offsets)
+    buffers.append(between)
+    return buffers, places, offset - end
