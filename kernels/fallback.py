@@ -46,9 +46,9 @@ def scores(
 ) -> array[float]:
     import numpy as np
 
-    table = np.frombuffer(matrix, dtype=f"<f{2 if dtype == 'float16' else 4}", count=count * dimension)
+    table = np.frombuffer(memoryview(matrix), dtype=f"<f{2 if dtype == 'float16' else 4}", count=count * dimension)
     table = table.reshape(count, dimension)
-    wanted = np.frombuffer(query, dtype="<f4")
+    wanted = np.frombuffer(memoryview(query), dtype="<f4")
     chosen = None if rows is None else np.frombuffer(rows, dtype=np.int64)
     if chosen is not None:
         _check_rows(chosen, count)
@@ -65,9 +65,8 @@ def _check_rows(rows: NDArray[np.int64], count: int) -> None:
         raise InputError(f"rows[{bad[0]}] is {rows[bad[0]]}; the matrix has rows 0..{count - 1}")
 
 
-def read_batch(
-    fds: memoryview, offsets: memoryview, lengths: memoryview, checks: memoryview, places: memoryview, out: memoryview
-) -> array[int]:
+def read_batch(fds: memoryview, views: dict[str, memoryview], out: memoryview) -> array[int]:
+    offsets, lengths, checks, places = (views[name] for name in ("offsets", "lengths", "checks", "out_offsets"))
     found = zip(fds, offsets, lengths, checks, places, strict=True)
     return array("i", (_read(fd, offset, out[at : at + size], check) for fd, offset, size, check, at in found))
 
@@ -93,5 +92,5 @@ def resize(
     from PIL import Image
 
     image: Any = Image.fromarray(source if source.shape[2] > 1 else source[:, :, 0])
-    done = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
+    done: NDArray[np.uint8] = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
     return done.reshape(*size, source.shape[2])

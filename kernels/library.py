@@ -50,10 +50,6 @@ class Choice:
     level: int
     reason: str
 
-    @property
-    def label(self) -> str:
-        return "python" if self.library is None else f"native-{LEVELS[self.level]}"
-
 
 @cache
 def choice() -> Choice:
@@ -111,19 +107,21 @@ def backend() -> dict[str, str]:
     ['at_least', 'crc32c', 'crc32c_blocks']
     """
     chosen = choice()
-    named = {name: chosen.label if chosen.library else fallback for name, fallback in _FALLBACKS.items()}
-    return {**named, "reason": chosen.reason}
+    found = {"reason": chosen.reason}
+    for name, (best, fallback) in _OPERATIONS.items():
+        found[name] = f"native-{LEVELS[min(best, chosen.level)]}" if chosen.library else fallback
+    return found
 
 
-_FALLBACKS = {
-    "crc32c": "google-crc32c",
-    "crc32c_blocks": "google-crc32c",
-    "parse_integers": "python",
-    "scores": "numpy",
-    "kth_best": "numpy",
-    "at_least": "numpy",
-    "read_batch": "google-crc32c",
-    "resize_into": "pillow",
+_OPERATIONS = {  # the highest level that has code of its own, and the fallback
+    "crc32c": (1, "google-crc32c"),
+    "crc32c_blocks": (1, "google-crc32c"),
+    "parse_integers": (0, "python"),
+    "scores": (2, "numpy"),
+    "kth_best": (0, "numpy"),
+    "at_least": (0, "numpy"),
+    "read_batch": (1, "google-crc32c"),
+    "resize_into": (1, "pillow"),
 }
 
 

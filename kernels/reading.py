@@ -51,7 +51,7 @@ def read_batch(
     with Pin("out", out, writable=True) as target:
         if chosen.library is None:
             _check(views, target.nbytes)
-            return fallback.read_batch(files, *views.values(), memoryview(out).cast("B"))
+            return fallback.read_batch(files, views, memoryview(out).cast("B"))
         status = array("i", bytes(4 * count))
         with (
             Pin("fds", files) as f,

@@ -47,13 +47,12 @@ def _lanes(matrix: NDArray[Any]) -> NDArray[np.float64]:
 def _fold(a: NDArray[np.float64], b: NDArray[np.float64], *, difference: bool = False) -> NDArray[np.float64]:
     import numpy as np
 
-    sums = np.zeros(np.broadcast_shapes(a.shape[1:], b.shape[1:]))
+    sums = np.zeros((max(a.shape[1], b.shape[1]), LANES))
     for x, y in zip(a, b, strict=True):
         sums += (x - y) ** 2 if difference else x * y
-    while sums.shape[1] > 1:
-        half = sums.shape[1] // 2
+    for half in (8, 4, 2, 1):
         sums = sums[:, :half] + sums[:, half:]
-    return sums[:, 0]
+    return sums.ravel()
 
 
 def kth_best(scores: memoryview | NDArray[np.float64], k: int, largest: bool) -> float:
@@ -64,7 +63,8 @@ def kth_best(scores: memoryview | NDArray[np.float64], k: int, largest: bool) ->
     values = values[~np.isnan(values)]
     if len(values) < k:
         return float("nan")
-    return float(np.partition(values, len(values) - k)[len(values) - k] if largest else np.partition(values, k - 1)[k - 1])
+    place = len(values) - k if largest else k - 1
+    return float(np.partition(values, place)[place])
 
 
 def at_least(scores: memoryview | NDArray[np.float64], threshold: float, largest: bool) -> NDArray[np.int64]:
@@ -96,7 +96,8 @@ def resize(
 
     down = _triangle(source.shape[0], box[1], box[3], size[0])
     across = _triangle(source.shape[1], box[0], box[2], size[1])
-    return np.einsum("yi,ijc,xj->yxc", down, source.astype(np.float64), across, optimize=True)
+    exact: NDArray[np.float64] = np.einsum("yi,ijc,xj->yxc", down, source.astype(np.float64), across, optimize=True)
+    return exact
 
 
 def _triangle(held: int, start: float, stop: float, size: int) -> NDArray[np.float64]:
@@ -107,4 +108,5 @@ def _triangle(held: int, start: float, stop: float, size: int) -> NDArray[np.flo
     width = max(scale, 1.0)
     centers = start + (np.arange(size) + 0.5) * scale
     weights: NDArray[np.float64] = np.maximum(0.0, 1 - np.abs(np.arange(held) + 0.5 - centers[:, None]) / width)
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights

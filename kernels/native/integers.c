@@ -10,7 +10,7 @@ DL_EXPORT int64_t dl_parse_integers(const uint8_t *text, int64_t size, int64_t *
         uint64_t number = 0, limit = (uint64_t)INT64_MAX + (uint64_t)negative;
         for (at = begin; at < size && (uint8_t)(text[at] - '0') < 10; at++) {
             uint64_t digit = (uint64_t)(text[at] - '0');
-            if (number > (limit - digit) / 10) return at;
+            if (number >= INT64_MAX / 10 && number > (limit - digit) / 10) return at;
             number = 10 * number + digit;
         }
         if (at == begin || count == capacity) return at;
