@@ -134,19 +134,23 @@ def _flac(samples: Array, rate: int, where: str) -> bytes:
     return file.getvalue()
 
 
-def decode_samples(data: bytes | memoryview) -> tuple[Array, int]:
-    """((channels, samples) float32 in [-1, 1], sample rate). Raises BadMedia."""
+def decode_samples(
+    data: bytes | memoryview, *, sample_rate: int | None = None, channels: int | None = None
+) -> tuple[Array, int]:
+    """((channels, samples) float32 in [-1, 1], samples per second), resampled and mixed as asked. Raises BadMedia."""
     import numpy as np
     from av.audio.resampler import AudioResampler
 
-    resampler, parts, rate, channels = AudioResampler(format="fltp"), [], 0, 0
+    layout = {None: None, 1: "mono", 2: "stereo"}[channels]
+    resampler, parts, rate, found = AudioResampler(format="fltp", layout=layout, rate=sample_rate), [], 0, 0
     with open_container(data) as container:
         for frame in container.decode(audio_stream(container)):
-            if not rate:
-                rate, channels = frame.sample_rate, len(frame.layout.channels)
+            if rate and (frame.sample_rate, len(frame.layout.channels)) != (rate, found):
+                raise BadMedia("the sample rate or the number of channels changes within the file")
+            rate, found = frame.sample_rate, len(frame.layout.channels)
             parts += [part.to_ndarray() for part in resampler.resample(frame)]
+        if parts:
+            parts += [part.to_ndarray() for part in resampler.resample(None)]
     if not parts:
         raise BadMedia("no sound can be decoded from the file")
-    if any(len(part) != channels for part in parts):
-        raise BadMedia("the number of channels changes within the file")
-    return np.concatenate(parts, axis=1, dtype=np.float32), rate
+    return np.concatenate(parts, axis=1, dtype=np.float32), sample_rate or rate

@@ -87,7 +87,7 @@ def _frames(type: ColumnType, value: object, where: str) -> Array:
 def _stack(type: ColumnType, frames: Sequence[object], where: str) -> Array:
     import numpy as np
 
-    arrays = []
+    arrays: list[Array] = []
     for number, frame in enumerate(frames):
         array = to_array(frame, where)
         if array is None and hasattr(frame, "convert"):  # a Pillow image

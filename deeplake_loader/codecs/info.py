@@ -57,6 +57,23 @@ class MediaInfo:
         facts = ((name, getattr(self, name)) for name in _FIELDS)
         return _dump({name: value for name, value in facts if value is not None})
 
+    def describe(self) -> str:
+        """The facts in one line, as a handle shows them.
+
+        >>> MediaInfo("video", codec="h264", width=640, height=272, num_frames=250, duration=10.0, nbytes=509868).describe()
+        'h264 640x272 250 frames 10 s 509868 bytes'
+        """
+        parts = [
+            self.codec if self.media != "tensor" else self.dtype,
+            f"{self.shape}" if self.shape is not None else None,
+            f"{self.width}x{self.height}" if self.width is not None else None,
+            f"{self.num_frames} frames" if self.media == "video" and self.num_frames is not None else None,
+            f"{self.sample_rate} Hz" if self.sample_rate is not None else None,
+            f"{self.duration:g} s" if self.duration is not None else None,
+            f"{self.nbytes} bytes" if self.nbytes is not None else None,
+        ]
+        return " ".join(part for part in parts if part) or self.media
+
     @classmethod
     def from_json(cls, text: str) -> MediaInfo:
         """The facts that ``to_json`` wrote; names that a later version added are left out."""

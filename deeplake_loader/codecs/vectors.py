@@ -116,7 +116,7 @@ def _encode_matrix(type: ColumnType, array: Array, value: object, where: str, fi
         raise _wrong_length(type, f"{tuple(array.shape)} for the whole batch", where)
     if not len(array):
         return b""
-    return memoryview(_convert(type, array, value, where, first_row)).cast("B")
+    return _convert(type, array, value, where, first_row).data.cast("B")
 
 
 def _convert(type: ColumnType, array: Array, value: object, where: str, first_row: int | None) -> Array:

@@ -1,0 +1,262 @@
+"""What a stream makes of each item: plain values that say size, frames and augmentation; no code runs in them.
+
+Every random choice is a pure function of (seed, epoch, sample, column), so it is the same for any batch size, any number
+of workers and after a resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
+from deeplake_loader.types import TENSOR_DTYPES
+
+Size = tuple[int, int]
+Box = tuple[float, float, float, float]
+Crop = Literal["center", "random_resized", "none"]
+
+MAX_SIDE = 16_384
+DRAW_VERSION = 1
+"""Changes with every change of which numbers a sample draws or what is made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random numbers of one sample's column in one epoch.
+
+    >>> Draw(seed=0, epoch=1, sample=7, column="frames").uniforms(2) == Draw(0, 1, 7, "frames").uniforms(2)
+    True
+    """
+
+    seed: int
+    epoch: int
+    sample: int | str
+    column: str
+
+    def uniforms(self, count: int, purpose: str = "") -> list[float]:
+        """``count`` numbers in [0, 1); another ``purpose`` gives others, a larger count begins with the same."""
+        numbers: list[float] = []
+        for block in range(math.ceil(count / 8)):
+            text = repr((DRAW_VERSION, self.seed, self.epoch, self.sample, self.column, purpose, block))
+            words = struct.unpack("<8Q", blake2b(text.encode(), digest_size=64).digest())
+            numbers += [(word >> 11) * 2.0**-53 for word in words]
+        return numbers[:count]
+
+
+def _check_picture(
+    name: str, size: object, crop: str, scale: Sequence[float], ratio: Sequence[float], flip: float
+) -> None:
+    if size is not None:
+        sides = (size,) if isinstance(size, int) else size
+        whole = isinstance(sides, tuple) and len(sides) in (1, 2) and all(type(s) is int for s in sides)
+        if not whole or not all(1 <= s <= MAX_SIDE for s in sides):  # type: ignore[attr-defined, operator]
+            raise InputError(f"{name}(size={size!r}): expected one side or (height, width), each 1..{MAX_SIDE}")
+    if crop not in ("center", "random_resized", "none"):
+        raise InputError(f"{name}(crop={crop!r}): expected 'center', 'random_resized' or 'none'")
+    if crop == "random_resized" and size is None:
+        raise InputError(f"{name}(crop='random_resized') needs a size to resize to")
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise InputError(f"{name}(scale={scale!r}): expected two shares of the area, 0 < low <= high <= 1")
+    if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1]):
+        raise InputError(f"{name}(ratio={ratio!r}): expected two width-to-height ratios, 0 < low <= high")
+    if not 0 <= flip <= 1:
+        raise InputError(f"{name}(flip={flip!r}): expected a probability in 0..1")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Images as (3, H, W) uint8, upright, RGB.
+
+    ``size``: None keeps each image's own; s means (s, s); or (height, width). ``crop``, with a size: "center" resizes
+    the largest centred part of the size's shape, "none" the whole image (its shape may change), "random_resized" a part
+    of ``scale`` of the area and width-to-height ``ratio``, shrunk where it does not fit. ``flip``: the probability of
+    mirroring left and right. ``mode`` "L" gives one grey channel; ``layout`` "HWC" puts channels last. Where nothing is
+    drawn (a handle's ``decode``), random crops are centred and nothing is flipped.
+
+    >>> Image(size=224, crop="random_resized", flip=0.5).size
+    224
+    """
+
+    size: int | Size | None = None
+    mode: Literal["RGB", "L"] = "RGB"
+    crop: Crop = "center"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    layout: Literal["CHW", "HWC"] = "CHW"
+
+    def __post_init__(self) -> None:
+        _check_picture("Image", self.size, self.crop, self.scale, self.ratio, self.flip)
+        if self.mode not in ("RGB", "L"):
+            raise InputError(f"Image(mode={self.mode!r}): expected 'RGB' or 'L'")
+        if self.layout not in ("CHW", "HWC"):
+            raise InputError(f"Image(layout={self.layout!r}): expected 'CHW' or 'HWC'")
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Clips as (T, 3, H, W) uint8, upright, RGB.
+
+    ``num_frames``: T; None takes every ``stride``-th frame. ``sampling``: "uniform" takes the middle frame of T equal
+    parts, "random" one frame drawn from each part, "contiguous" every ``stride``-th frame from a start that is drawn
+    (the middle where nothing is drawn). A clip too short repeats its last frame. ``frame_indices`` names the frames
+    instead, in any order, repeats allowed; one that the clip lacks is an error. ``size``, ``crop``, ``scale``,
+    ``ratio``, ``flip`` as for Image, one choice for the whole clip; ``layout`` "TCHW", "CTHW" or "THWC".
+
+    >>> Video(num_frames=16, size=(256, 256)).sampling
+    'uniform'
+    """
+
+    num_frames: int | None = None
+    frame_indices: tuple[int, ...] | None = None
+    sampling: Literal["uniform", "random", "contiguous"] = "uniform"
+    stride: int = 1
+    size: int | Size | None = None
+    crop: Crop = "center"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    layout: Literal["TCHW", "CTHW", "THWC"] = "TCHW"
+
+    def __post_init__(self) -> None:
+        _check_picture("Video", self.size, self.crop, self.scale, self.ratio, self.flip)
+        if self.layout not in ("TCHW", "CTHW", "THWC"):
+            raise InputError(f"Video(layout={self.layout!r}): expected 'TCHW', 'CTHW' or 'THWC'")
+        if self.sampling not in ("uniform", "random", "contiguous"):
+            raise InputError(f"Video(sampling={self.sampling!r}): expected 'uniform', 'random' or 'contiguous'")
+        if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
+            raise InputError(f"Video(num_frames={self.num_frames!r}): expected a positive integer or None")
+        if type(self.stride) is not int or self.stride < 1:
+            raise InputError(f"Video(stride={self.stride!r}): expected a positive integer")
+        if self.stride > 1 and self.num_frames is not None and self.sampling != "contiguous":
+            raise InputError(f"Video(stride={self.stride}) goes with sampling='contiguous', not {self.sampling!r}")
+        self._check_indices()
+
+    def _check_indices(self) -> None:
+        indices = self.frame_indices
+        if indices is None:
+            return
+        if self.num_frames is not None or self.stride > 1:
+            raise InputError("Video takes frame_indices, or num_frames and stride, not both")
+        if not isinstance(indices, tuple) or not indices or not all(type(i) is int and i >= 0 for i in indices):
+            raise InputError(f"Video(frame_indices={indices!r}): expected a tuple of frame numbers from 0 on")
+
+    def frame_numbers(self, count: int, draw: Draw | None) -> list[int]:
+        """The frames to take of a clip of ``count``; DimensionError where it lacks one of ``frame_indices``.
+
+        >>> Video(num_frames=4).frame_numbers(8, None), Video(num_frames=4).frame_numbers(2, None)
+        ([1, 3, 5, 7], [0, 1, 1, 1])
+        """
+        if self.frame_indices is not None:
+            if max(self.frame_indices) >= count:
+                raise DimensionError(f"frame {max(self.frame_indices)} was asked of a clip of {count} frames")
+            return list(self.frame_indices)
+        wanted = self.num_frames
+        if wanted is None:
+            return list(range(0, count, self.stride))
+        if self.sampling == "contiguous":
+            return self._window(count, wanted, draw)
+        if wanted >= count:
+            return [min(i, count - 1) for i in range(wanted)]
+        if self.sampling == "random" and draw is not None:
+            return [math.floor((i + u) * count / wanted) for i, u in enumerate(draw.uniforms(wanted, "frames"))]
+        return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+    def _window(self, count: int, wanted: int, draw: Draw | None) -> list[int]:
+        spare = max(0, count - ((wanted - 1) * self.stride + 1))
+        start = spare // 2 if draw is None else math.floor(draw.uniforms(1, "start")[0] * (spare + 1))
+        return [min(start + i * self.stride, count - 1) for i in range(wanted)]
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Sound as (channels, samples) float32 in [-1, 1].
+
+    ``sample_rate`` resamples, ``channels`` 1 or 2 mixes; None keeps the file's. ``duration``, seconds: a longer sound
+    is cut at a drawn place (the middle where nothing is drawn), a shorter one is followed by silence.
+    """
+
+    sample_rate: int | None = None
+    channels: Literal[1, 2] | None = None
+    duration: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample_rate is not None and not (type(self.sample_rate) is int and 1 <= self.sample_rate <= 768_000):
+            raise InputError(f"Audio(sample_rate={self.sample_rate!r}): expected samples per second, 1..768000")
+        if self.channels not in (None, 1, 2):
+            raise InputError(f"Audio(channels={self.channels!r}): expected 1, 2 or None")
+        if self.duration is not None and not 0 < self.duration <= 86_400:
+            raise InputError(f"Audio(duration={self.duration!r}): expected seconds, at most a day")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Tensors as stored, or converted to ``dtype`` ("float32", ...)."""
+
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and (self.dtype not in TENSOR_DTYPES or self.dtype == "bfloat16"):
+            known = ", ".join(name for name in TENSOR_DTYPES if name != "bfloat16")
+            raise InputError(f"Tensor(dtype={self.dtype!r}): expected one of {known}")
+
+
+Transform = Image | Video | Audio | Tensor
+OF_MEDIA: dict[str, type[Image] | type[Video] | type[Audio] | type[Tensor]] = {
+    "image": Image,
+    "video": Video,
+    "audio": Audio,
+    "tensor": Tensor,
+}
+
+
+def choose(media: str, transform: object | None = None, options: dict[str, Any] | None = None) -> Transform | None:
+    """The transform for an item: the one given (of the item's media, else TypeMismatchError) or the default one, with
+    ``options`` in place of its fields; None for plain bytes.
+
+    >>> choose("video", None, {"num_frames": 8}).num_frames
+    8
+    """
+    expected, options = OF_MEDIA.get(media), options or {}
+    if expected is None:
+        if transform is not None or options:
+            raise TypeMismatchError("a BLOB holds bytes, which are not decoded; drop the transform")
+        return None
+    if transform is not None and not isinstance(transform, expected):
+        raise TypeMismatchError(f"{media} items take a {expected.__name__}(...) transform, got {transform!r}")
+    known = [field.name for field in dataclasses.fields(expected)]
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"{expected.__name__} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return dataclasses.replace(transform or expected(), **options)
+
+
+def crop_box(transform: Image | Video, width: int, height: int, size: Size, draw: Draw | None) -> tuple[Box, bool]:
+    """((x0, y0, x1, y1) in source pixels, whether to mirror) for a picture of that width and height."""
+    flip, area, shape, x, y = draw.uniforms(5, "crop") if draw is not None else (1.0, 0.5, 0.5, 0.5, 0.5)
+    mirrored = flip < transform.flip
+    if transform.crop == "none":
+        return (0.0, 0.0, float(width), float(height)), mirrored
+    if transform.crop == "random_resized" and draw is not None:
+        box = _random_box(transform, width, height, area, shape)
+    else:
+        scale = min(width / size[1], height / size[0])
+        box, x, y = (size[1] * scale, size[0] * scale), 0.5, 0.5
+    wide, high = min(box[0], width), min(box[1], height)
+    left, top = x * (width - wide), y * (height - high)
+    return (left, top, min(left + wide, width), min(top + high, height)), mirrored
+
+
+def _random_box(transform: Image | Video, width: int, height: int, area: float, shape: float) -> tuple[float, float]:
+    low, high = transform.scale
+    pixels = width * height * (low + area * (high - low))
+    narrow, broad = math.log(transform.ratio[0]), math.log(transform.ratio[1])
+    ratio = math.exp(narrow + shape * (broad - narrow))
+    wide, tall = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
+    fit = min(1.0, width / wide, height / tall)
+    return max(1.0, wide * fit), max(1.0, tall * fit)
