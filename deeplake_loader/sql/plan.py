@@ -219,7 +219,7 @@ def _positional(params: object, expected: int) -> Sequence[object]:
     if params is None:
         return ()
     if isinstance(params, Mapping):
-        raise InputError(f"the statement has {expected} positional placeholders; pass a list, got a {type(params).__name__}")
+        raise InputError(f"the statement has {expected} positional placeholders; pass a list, not a dict of names")
     if isinstance(params, str | bytes) or not isinstance(params, Sequence):
         raise InputError(f"parameters must be a list or tuple, got {type(params).__name__}; write [value]")
     return params
