@@ -82,6 +82,14 @@ def items(name: str, data: Buffer, formats: str, what: str) -> memoryview:
     return view
 
 
+def flat(name: str, data: Buffer) -> memoryview:
+    """The bytes of ``data`` as one memoryview."""
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TypeMismatchError(f"{name} is {type(data).__name__}; expected a contiguous buffer ({error})") from error
+
+
 def same_length(**views: memoryview) -> int:
     """The common number of items of the arguments named."""
     counts = {name: view.nbytes // view.itemsize for name, view in views.items()}

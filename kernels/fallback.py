@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.errors import InputError
 
 from . import reference
+from .buffers import flat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +24,11 @@ _INTEGERS = re.compile(rb"-?[0-9]+(?:,-?[0-9]+)*")
 def crc32c(data: Buffer, value: int) -> int:
     import google_crc32c
 
-    return int(google_crc32c.extend(value, bytes(memoryview(data).cast("B"))))
+    return int(google_crc32c.extend(value, bytes(flat("data", data))))
 
 
 def crc32c_blocks(data: Buffer, block: int) -> bytes:
-    view = memoryview(data).cast("B")
+    view = flat("data", data)
     sums = (crc32c(view[start : start + block], 0) for start in range(0, len(view), block))
     return b"".join(value.to_bytes(4, "little") for value in sums)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deeplake_loader.errors import InputError
 
 from . import fallback
-from .buffers import INT32, INT64, Pin, items, same_length
+from .buffers import INT32, INT64, Pin, flat, items, same_length
 from .library import address, choice
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read_batch(
     with Pin("out", out, writable=True) as target:
         if chosen.library is None:
             _check(views, target.nbytes)
-            return fallback.read_batch(files, views, memoryview(out).cast("B"))
+            return fallback.read_batch(files, views, flat("out", out))
         status = array("i", bytes(4 * count))
         with (
             Pin("fds", files) as f,

@@ -58,6 +58,8 @@ def _checked(
     for name, image in (("source", source), ("target", target)):
         if image.ndim != 3 or image.dtype.str != "|u1":
             raise TypeMismatchError(f"{name} is {image.ndim}-D {image.dtype}; expected 3-D uint8")
+    if not target.flags.writeable:
+        raise TypeMismatchError("target is read-only; expected a writable view")
     if layout not in ("CHW", "HWC"):
         raise InputError(f"layout is {layout!r}; expected 'CHW' or 'HWC'")
     view = target.transpose(1, 2, 0) if layout == "CHW" else target
@@ -76,8 +78,6 @@ def _checked(
 
 
 def _native(library: ctypes.CDLL, level: int, source: NDArray[np.uint8], view: NDArray[np.uint8], crop: Box) -> None:
-    if not view.flags.writeable:
-        raise TypeMismatchError("target is read-only; expected a writable view")
     shape = _Shape(*source.shape, *view.shape[:2], source.strides[0], *view.strides, *crop)
     if library.dl_resize(level, source.ctypes.data, view.ctypes.data, ctypes.byref(shape)):
         raise MemoryError(f"no memory to resize {source.shape} to {view.shape}")
