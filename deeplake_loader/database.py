@@ -1,0 +1,475 @@
+"""The facade: `connect` gives a Database, whose verbs run SQL, insert in bulk, search and stream.
+
+A statement goes  text -> plan (cached in the catalog) -> bound values -> SQLite -> RowSet.  A hybrid query whose plan
+has a fast path goes  candidates by SQL -> scores by one kernel call -> the user's own statement over the winners,  all
+in one snapshot; it can only be faster, never different.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeplake_loader import history, kernels
+from deeplake_loader.batches import Batch, batches, known_length
+from deeplake_loader.catalog import Catalog
+from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError, UnsupportedSQLError
+from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
+from deeplake_loader.shards import Shards
+from deeplake_loader.sql import compile_statement, compile_stream, shims
+from deeplake_loader.sql.plan import Bind, FastPath, Plan
+from deeplake_loader.types import Table, quote_identifier
+from deeplake_loader.vectors import Vectors
+from deeplake_loader.writing import Bound, Validate, Writer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    import torch
+
+    from deeplake_loader.codecs import MediaInfo
+    from deeplake_loader.stream import Stream
+
+SearchMetric = Literal["cosine", "l2", "inner"]
+_SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
+_VECTOR_BATCH, _BLOB_BATCH = 65_536, 2_048
+"""Rows per step of a bulk insert: 200 MB of 768 float32, or 45 MB of 22 KB images, in memory at a time."""
+
+
+def connect(
+    url: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, timeout_s: float = 30.0
+) -> Database:
+    """A Database: a handle on the store at ``url``, made there if it does not exist.
+
+    Args:
+        url: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name`` (default
+            ``~/.deeplake``).
+        create: make the store when there is none; False raises NotFoundError instead.
+        read_only: refuse every write.
+        timeout_s: seconds to wait for another writer before LockedError.
+
+    >>> import tempfile
+    >>> db = connect(tempfile.mkdtemp())
+    >>> _ = db.execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)")
+    >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
+    1
+    """
+    return Database(Catalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
+
+
+def locate_store(url: str | os.PathLike[str]) -> str:
+    """The local folder that a URL names.
+
+    >>> locate_store("deeplake://my-org/video-pipeline").endswith("my-org/video-pipeline")
+    True
+    """
+    text = os.fspath(url)
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return os.path.abspath(os.path.expanduser(text))
+    if scheme == "file":
+        return os.path.abspath(rest)
+    if scheme != "deeplake":
+        raise InputError(f"cannot open {scheme}:// stores: this release opens folders and deeplake://org/name")
+    parts = rest.rstrip("/").split("/")
+    if not all(re.fullmatch(r"[^\\\0/]+", p) and p not in (".", "..") for p in parts):
+        raise InputError(f"{text!r} names no store; write deeplake://org/name, without empty, '.' or '..' parts")
+    home = os.environ.get("DEEPLAKE_HOME") or os.path.join("~", ".deeplake")
+    return os.path.join(os.path.abspath(os.path.expanduser(home)), *parts)
+
+
+class Database:
+    """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
+
+    >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
+    ...     db.execute("SELECT count(*) FROM generations").scalar()
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._shards, self._vectors = Shards(catalog), Vectors(catalog)
+        self._writer = Writer(catalog, self._shards, self._vectors, self)
+        self._plans: dict[tuple[str, int], Plan] = {}
+        catalog.add_hook(self._vectors.register)
+        catalog.add_hook(lambda connection: shims.register(connection, catalog.now))
+
+    @property
+    def root(self) -> str:
+        """The store's folder."""
+        return self._catalog.root.folder
+
+    def __repr__(self) -> str:
+        return f"<Database {self.root}: {len(self.tables())} tables>"
+
+    # -- SQL -------------------------------------------------------------------------------------------------------
+
+    def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> RowSet:
+        """The rows of one statement (PostgreSQL's language), all of them read in one snapshot.
+
+        Args:
+            sql: placeholders are ``%s`` or ``?`` (params: a list), ``%(name)s`` or ``:name`` (params: a dict).
+            params: values; a placeholder that stands for a column's value takes what the column holds: an array or a
+                list for a VECTOR, frames, bytes or a file's path for a VIDEO, and so on.
+
+        Raises:
+            SQLError: the statement cannot be read or run; UnsupportedSQLError: valid SQL that would not give
+                PostgreSQL's result here. ConstraintError, TypeMismatchError, MediaError, DimensionError: nothing of the
+                statement was written.
+        """
+        plan = self._plan(sql)
+        if plan.kind in ("select", "explain"):
+            return self._select(plan, params, sql)
+        if plan.kind in ("insert", "update", "delete"):
+            return self._modify(plan, params, sql)
+        return self._define(plan, sql)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:
+        """One INSERT, UPDATE or DELETE for every row of parameters, all or nothing; ``rowcount`` is the total.
+
+        `insert` is several times faster for many new rows.
+        """
+        plan = self._plan(sql)
+        if plan.kind not in ("insert", "update", "delete") or plan.returning:
+            raise InputError("executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest")
+        with self._catalog.transaction():
+            bound = [self._writer.bind(plan, params, row=i) for i, params in enumerate(rows)]
+            total = sum(self._run(plan, b, sql)[1] for b in bound)
+        return RowSet((), (), [], rowcount=total, returns_rows=False)
+
+    @contextmanager
+    def transaction(self, message: str | None = None) -> Iterator[None]:
+        """Several statements, one commit: all of them or, after an exception, none; a nested block is a savepoint."""
+        with self._catalog.transaction(message):
+            yield
+
+    def tables(self) -> Mapping[str, Table]:
+        """The tables' definitions by name."""
+        return self._catalog.tables()
+
+    def _plan(self, sql: str) -> Plan:
+        return self._cached(sql, sql, compile_statement)
+
+    def _cached(self, key: str, sql: str, compile_: Any) -> Plan:
+        version = self._catalog.schema_version()
+        plan = self._plans.get((key, version))
+        if plan is None:
+            stored = self._catalog.plan(key)
+            plan = None if stored is None else Plan.from_json(stored)
+            if plan is None:
+                plan = compile_(sql, self._catalog.tables())
+                self._catalog.put_plan(key, plan.to_json())
+            if len(self._plans) >= 1_000:
+                self._plans.clear()
+            self._plans[key, version] = plan
+        return plan
+
+    def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
+        with self._catalog.snapshot(), self._typed_errors():
+            records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
+            if records is None:
+                records = self._catalog.fetchall(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
+        return self._rowset(plan, records)
+
+    def _rowset(self, plan: Plan, records: list[tuple[Any, ...]]) -> RowSet:
+        return RowSet([c.name for c in plan.results], [c.type for c in plan.results], records, source=self)
+
+    def _fast(self, plan: Plan, fast: FastPath, params: object, sql: str) -> list[tuple[Any, ...]] | None:
+        """The statement's rows by the fast path, or None when it must run unchanged."""
+        limit, offset = (self._count(plan, n, params) for n in (fast.limit, fast.offset))
+        query = self._writer.bind(plan, params, binds=[fast.query]).values[0]
+        if limit is None or limit == 0 or offset is None or query is None:
+            return None
+        bound = self._writer.bind(plan, params, binds=fast.candidate_binds)
+        text = self._catalog.fetchone(fast.candidates_sql, bound.values)[0]
+        if text is None:
+            return None
+        candidates = kernels.parse_integers(text)
+        winners = self._vectors.winners(fast.metric, candidates, query, limit + offset, fast.largest)
+        if winners is None:
+            return None
+        final = self._writer.bind(plan, params, binds=fast.final_binds, winners=json.dumps(winners))
+        return self._catalog.fetchall(fast.final_sql, final.values, user_sql=sql)
+
+    def _count(self, plan: Plan, given: Bind | int, params: object) -> int | None:
+        """LIMIT or OFFSET as a number; None for what the database itself shall judge (NULL, negative, no integer)."""
+        value = given if isinstance(given, int) else self._writer.bind(plan, params, binds=[given]).values[0]
+        return value if isinstance(value, int) and value >= 0 else None
+
+    def _modify(self, plan: Plan, params: object, sql: str) -> RowSet:
+        with self._catalog.transaction(), self._typed_errors():
+            bound = self._writer.bind(plan, params)
+            records, rowcount, lastrowid = self._run(plan, bound, sql)
+        if plan.returning:
+            return self._rowset(plan, records)
+        return RowSet((), (), [], rowcount=rowcount, lastrowid=lastrowid, returns_rows=False)
+
+    def _run(self, plan: Plan, bound: Bound, sql: str) -> tuple[list[tuple[Any, ...]], int, int | None]:
+        """Records, rows changed, and the id of a single inserted row."""
+        cursor = self._catalog.execute(plan.sql, bound.values, user_sql=sql)
+        records = cursor.fetchall() if plan.returning else []
+        rowcount = len(records) if plan.returning else cursor.rowcount
+        lastrowid = cursor.lastrowid if plan.kind == "insert" and rowcount == 1 else None
+        self._writer.finish(bound, plan, rowcount=rowcount, lastrowid=lastrowid)
+        return records, rowcount, lastrowid
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """SQLite reports only that a function failed; the function kept the real error."""
+        self._vectors.take_error()
+        try:
+            yield
+        except SQLError as error:
+            kept = self._vectors.take_error() or shims.take_error()
+            if kept is None:
+                raise
+            raise kept from error
+
+    # -- tables ----------------------------------------------------------------------------------------------------
+
+    def _define(self, plan: Plan, sql: str) -> RowSet:
+        with self._catalog.transaction():
+            if not (plan.missing_ok and self._is_settled(plan)):
+                self._change_schema(plan, sql)
+        return RowSet((), (), [], rowcount=0, returns_rows=False)
+
+    def _is_settled(self, plan: Plan) -> bool:
+        """IF EXISTS and IF NOT EXISTS: nothing is left to do for this table."""
+        exists = plan.target in self._catalog.tables()
+        return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
+
+    def _change_schema(self, plan: Plan, sql: str) -> None:
+        table = plan.target or ""
+        if plan.kind == "alter_table":
+            history.drop_triggers(self._catalog, table)
+        self._catalog.execute(plan.sql, user_sql=sql)
+        if plan.kind == "create_table" and plan.definition is not None:
+            history.install(self._catalog, table)
+            self._catalog.put_table(plan.definition, sql)
+        elif plan.kind == "drop_table":
+            history.drop(self._catalog, table)
+            self._catalog.drop_table(table)
+        elif plan.kind == "alter_table" and plan.definition is not None:
+            self._altered(plan, plan.definition, sql)
+        elif plan.kind == "create_index":
+            history.rebuild(self._catalog, table)
+
+    def _altered(self, plan: Plan, definition: Table, sql: str) -> None:
+        if definition.name != plan.target:
+            raise UnsupportedSQLError(
+                "ALTER TABLE ... RENAME TO is not supported: shards and logs carry the name", sql=sql
+            )
+        for old, new in plan.renames:
+            history.rename_column(self._catalog, definition.name, old, new)
+        history.rebuild(self._catalog, definition.name)
+        self._catalog.put_table(definition, sql)
+
+    # -- bulk ------------------------------------------------------------------------------------------------------
+
+    def insert(self, table: str, rows: object, *, validate: Validate = "structure", progress: bool = False) -> int:
+        """The number of rows inserted, in one transaction: all or, after an error that names its row, none.
+
+        Args:
+            rows: an iterable of dicts, a dict of columns, an Arrow table or batches, or a DataFrame. Columns that are
+                not given take their defaults.
+            validate: how media is checked before it is stored. ``structure``: header, limits and end marker of an
+                image, every packet of a video and its first frame; ``decode``: everything decoded, on all cores;
+                ``none``: nothing.
+            progress: show a progress bar.
+        """
+        definition = self._table(table)
+        size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
+        done = 0
+        with self._catalog.transaction(), _bar(rows, progress) as bar:
+            for batch in batches(rows, size=size):
+                self._insert_batch(definition, batch, done, validate)
+                done += batch.count
+                bar(batch.count)
+        return done
+
+    def _insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:
+        columns, last = dict(batch.columns), self._last_rowid(table)
+        key = self._integer_key(table)
+        if key is not None and not any(name.lower() == key.lower() for name in columns):
+            columns = {key: range(last + 1, last + 1 + batch.count), **columns}
+        bulk = key is None or _all_above(columns, key, last)
+        if bulk:  # the guards against REPLACE and the log's insert trigger have nothing to find: see history
+            self._catalog.execute("UPDATE _dl_head SET bulk = 1")
+        self._writer.insert_columns(table, columns, batch.count, first_row=first_row, validate=validate)
+        if bulk:
+            history.log_bulk_insert(self._catalog, table.name, after_rowid=last)
+            self._catalog.execute("UPDATE _dl_head SET bulk = 0")
+
+    def _last_rowid(self, table: Table) -> int:
+        """The highest rowid in use or ever used, so that new ids follow it."""
+        name = quote_identifier(table.name)
+        row = self._catalog.fetchone(
+            "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = ?), 0), "
+            f"coalesce((SELECT max(rowid) FROM {name}), 0))",
+            (table.name,),
+        )
+        return int(row[0])
+
+    def _integer_key(self, table: Table) -> str | None:
+        """The key column that is SQLite's rowid, if there is one."""
+        info = self._catalog.fetchall(f"PRAGMA table_info({quote_identifier(table.name)})")
+        keys = [(name, declared) for _, name, declared, _, _, key in info if key]
+        return keys[0][0] if len(keys) == 1 and keys[0][1].upper() == "INTEGER" else None
+
+    def _table(self, name: str) -> Table:
+        found = self._catalog.tables().get(name)
+        if found is None:
+            known = ", ".join(self._catalog.tables()) or "none yet"
+            raise NotFoundError(f"there is no table {name!r}; tables: {known}")
+        return found
+
+    # -- search and stream -----------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        table: str,
+        column: str,
+        q: Any,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        metric: SearchMetric = "cosine",
+    ) -> RowSet | list[RowSet]:
+        """The k best rows with a ``score`` column: exact, filtered before scoring, ties and all, best first.
+
+        Args:
+            q: a query vector (D,), or a batch (Q, D) for a list of RowSets.
+            where: an SQL condition on the table, its parameters as ``:name`` in ``params``.
+            metric: ``cosine`` similarity or ``inner`` product (largest first), ``l2`` distance (smallest first).
+
+        >>> db.search("generations", "clip_embedding", q, k=20, where="steps >= 25")    # doctest: +SKIP
+        """
+        if metric not in _SCORES:
+            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
+        if _depth(q) == 2:
+            return [self.search(table, column, v, k=k, where=where, params=params, metric=metric) for v in q]  # type: ignore[misc]
+        function, order = _SCORES[metric]
+        sql = (
+            f"SELECT *, {function}({quote_identifier(column)}, :_dl_query) AS score FROM {quote_identifier(table)} "
+            f"WHERE {f'({where}) AND ' if where else ''}{quote_identifier(column)} IS NOT NULL "
+            f"ORDER BY score {order} LIMIT :_dl_k"
+        )
+        return self.execute(sql, {**(params or {}), "_dl_query": q, "_dl_k": k})
+
+    def stream(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, batch_size: int, **options: Any
+    ) -> Stream:
+        """A Stream of the query's rows in batches: an IterableDataset whose batches are dicts of tensors.
+
+        The query runs once, now; what changes afterwards does not touch the stream. Vectors come as (N, D), images as
+        (N, 3, H, W), video as (N, T, 3, H, W), numbers as tensors, text as lists. Iterating again is the next epoch.
+
+        Args:
+            batch_size: samples per batch.
+            options: ``shuffle``, ``seed``, ``transforms`` ({column: deeplake.Image(...)}), ``device``, ``tail``,
+                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``: see `Stream`.
+
+        >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
+        ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
+        """
+        from deeplake_loader.stream import Stream
+
+        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
+        if plan.kind != "select":
+            raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
+        with self._catalog.snapshot():
+            rows, commit = self._select(plan, params, sql), self._catalog.head()
+        return Stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
+
+    # -- what handles ask for --------------------------------------------------------------------------------------
+
+    def read_blob(self, address: int) -> bytes:
+        """A blob's stored bytes, verified."""
+        return self._shards.read(address)
+
+    def blob_info(self, address: int) -> MediaInfo:
+        """A blob's media facts."""
+        from deeplake_loader.codecs import MediaInfo
+
+        text = self._shards.info(address)
+        return MediaInfo(media="bytes") if text is None else MediaInfo.from_json(text)
+
+    def locate(self, address: int) -> Place:
+        """Where a blob lies."""
+        return self._shards.locate(address)
+
+    def decode_blob(self, address: int, transform: object | None, options: dict[str, Any]) -> torch.Tensor:
+        """A blob decoded on the CPU."""
+        from deeplake_loader.decode import cpu, transforms
+
+        info = self.blob_info(address)
+        chosen = transforms.choose(info.media, transform, options)
+        try:
+            return cpu.to_torch(cpu.decode(self.read_blob(address), info, chosen))
+        except DecodeError as error:
+            raise DecodeError(str(error), key=self.locate(address).key) from error
+
+    def vector(self, address: int) -> np.ndarray:
+        """A stored vector."""
+        return self._vectors.array(address)
+
+    def vectors(self, addresses: np.ndarray) -> np.ndarray:
+        """Stored vectors, one a row."""
+        return self._vectors.gather(addresses)
+
+    # -- care ------------------------------------------------------------------------------------------------------
+
+    def optimize(self) -> None:
+        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself."""
+        with self._catalog.transaction("optimize"):
+            self._shards.seal()
+            self._vectors.seal()
+
+    def close(self) -> None:
+        """Give files and locks back; an open transaction is rolled back. Closing twice does nothing."""
+        self._shards.close()
+        self._vectors.close()
+        self._catalog.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise StoreError("a Database holds open files and cannot be pickled; send its root and connect there")
+
+
+def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
+    values = next(v for name, v in columns.items() if name.lower() == key.lower())
+    return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)
+
+
+def _depth(q: Any) -> int:
+    """1 for a vector, 2 for a batch of them, without importing numpy."""
+    shape = getattr(q, "shape", None)
+    if shape is not None:
+        return len(shape)
+    return (
+        2 if isinstance(q, list | tuple) and q and not isinstance(q[0], int | float) and hasattr(q[0], "__len__") else 1
+    )
+
+
+@contextmanager
+def _bar(rows: object, show: bool) -> Iterator[Any]:
+    """A function that advances the progress bar, if one is shown."""
+    if not show:
+        yield lambda _count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=known_length(rows), unit=" rows", unit_scale=True) as bar:
+        yield bar.update

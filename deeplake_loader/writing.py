@@ -1,0 +1,316 @@
+"""From Python values to what SQL stores: every value of a statement is encoded before its first write.
+
+A scalar becomes a SQL value, a vector an address in a vector file, a blob an address in a shard. Addresses are given
+out inside the running transaction, so a statement that fails takes its bytes back with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeplake_loader import codecs, scalars
+from deeplake_loader.errors import NotFoundError, TypeMismatchError
+from deeplake_loader.rows import Blob, Vector
+from deeplake_loader.shards import Member
+from deeplake_loader.sql.plan import WINNERS
+from deeplake_loader.types import Column, ColumnType, Table, quote_identifier, quote_identifiers
+
+if TYPE_CHECKING:
+    from deeplake_loader.catalog import Catalog
+    from deeplake_loader.rows import Source
+    from deeplake_loader.shards import Shards, Staged
+    from deeplake_loader.sql.plan import Bind, Plan
+    from deeplake_loader.vectors import Vectors
+
+Validate = Literal["structure", "decode", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A parameter whose place in the statement gives it no column type, with the type it shall have.
+
+    >>> Typed([0.1, 0.2], "VECTOR(2)").type.dimension
+    2
+    """
+
+    value: object
+    type: ColumnType
+
+    def __init__(self, value: object, type: ColumnType | str) -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "type", ColumnType.parse(type) if isinstance(type, str) else type)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The blobs and scalars that one row of a statement brings."""
+
+    members: list[Member] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    scalars: dict[str, object] = field(default_factory=dict)
+    columns: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Bound:
+    """A statement's values in bind order, ready for SQLite, and the samples whose bytes wait to be written."""
+
+    values: list[Any]
+    staged: Staged | None = None
+    samples: list[_Sample] = field(default_factory=list)
+
+
+class Writer:
+    """Encodes parameters and rows for one store."""
+
+    def __init__(self, catalog: Catalog, shards: Shards, vectors: Vectors, source: Source) -> None:
+        self._catalog, self._shards, self._vectors, self._source = catalog, shards, vectors, source
+
+    # -- single statements -----------------------------------------------------------------------------------------
+
+    def bind(
+        self,
+        plan: Plan,
+        params: object,
+        *,
+        binds: Sequence[Bind] | None = None,
+        winners: str = "",
+        row: int | None = None,
+    ) -> Bound:
+        """The statement's values; vectors are stored and blobs staged in the running transaction."""
+        chosen = plan.binds if binds is None else binds
+        given = plan.resolve(params, chosen, winners=winners)
+        bound, at = Bound([None] * len(chosen)), "" if row is None else f", row {row}"
+        for i, (bind, value) in enumerate(zip(chosen, given, strict=True)):
+            where = _where(plan, bind) + at
+            kind = value.type if isinstance(value, Typed) else bind.type
+            value = value.value if isinstance(value, Typed) else value
+            if bind.column is not None or bind.source is None:
+                self._keep_column(bound, i, plan, bind, kind, value, where)
+            else:
+                bound.values[i] = self._loose(bind, kind, value, where)
+        self._stage(bound, plan.target)
+        return bound
+
+    def _keep_column(
+        self, bound: Bound, i: int, plan: Plan, bind: Bind, kind: ColumnType | None, value: object, where: str
+    ) -> None:
+        if kind is None or bind.score or bind.many or value is None or kind.is_scalar:
+            bound.values[i] = self._loose(bind, kind, value, where)
+            if bind.column is not None and not bind.score and not bind.many:
+                _sample(bound, bind.column).scalars[bind.column] = scalars.jsonable(bound.values[i])
+        elif kind.is_vector:
+            bound.values[i] = self._store_vector(plan.target, bind.column, kind, value, where)
+            if bind.column is not None:
+                _sample(bound, bind.column).scalars.setdefault("_dl", {})[bind.column] = bound.values[i]  # type: ignore[index]
+        else:
+            self._collect_blob(bound, i, bind.column or "value", kind, value, where)
+
+    def _loose(self, bind: Bind, kind: ColumnType | None, value: object, where: str) -> scalars.SQLValue:
+        """A value that no column keeps: a comparison's scalar, a score's query vector, a list for = ANY."""
+        if bind.source == WINNERS:
+            return str(value)
+        if bind.many:
+            return self._many(kind, value, where)
+        if value is None:
+            return None
+        if kind is not None and not kind.is_scalar:
+            return self._query_vector(kind, value, where) if kind.is_vector else self._blob_address(value, where)
+        return scalars.plain(value, where) if kind is None else scalars.to_sql(kind)(value, where)
+
+    def _query_vector(self, kind: ColumnType, value: object, where: str) -> bytes:
+        vector = value.array() if isinstance(value, Vector) else value
+        return codecs.encode_vector(ColumnType("VECTOR", "float32", kind.shape), vector, where)
+
+    def _blob_address(self, value: object, where: str) -> int:
+        address = value.address_in(self._source) if isinstance(value, Blob) else None
+        if address is None:
+            raise TypeMismatchError(
+                f"{where} compares a blob column: pass a handle that a query of this store returned"
+            )
+        return address
+
+    def _many(self, kind: ColumnType | None, value: object, where: str) -> str:
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            raise TypeMismatchError(f"{where} expects a list, got {type(value).__name__}")
+        encode = scalars.plain if kind is None else scalars.to_sql(kind)
+        return json.dumps([encode(item, where) for item in value])
+
+    def _store_vector(self, table: str | None, column: str | None, kind: ColumnType, value: object, where: str) -> int:
+        if isinstance(value, Vector) and value.type == kind:
+            address = value.address_in(self._source)
+            if address is not None:
+                return address
+        data = codecs.encode_vector(kind, value.array() if isinstance(value, Vector) else value, where)
+        return self._vectors.append(table or "", column or "", kind, data, 1)[0]
+
+    def _collect_blob(
+        self,
+        bound: Bound,
+        i: int,
+        column: str,
+        kind: ColumnType,
+        value: object,
+        where: str,
+        validate: Validate = "structure",
+    ) -> None:
+        if isinstance(value, Blob):
+            address = value.address_in(self._source) if value.type.name == kind.name else None
+            if address is not None:
+                bound.values[i] = address
+                return
+            value = value.bytes()
+        sample = _sample(bound, column)
+        sample.members.append(_member(column, codecs.encode(kind, value, validate=validate, where=where)))
+        sample.slots.append(i)
+
+    def _stage(self, bound: Bound, table: str | None) -> None:
+        bound.samples = [s for s in bound.samples if s.members]
+        if not bound.samples:
+            return
+        bound.staged = self._shards.stage(table or "", [s.members for s in bound.samples])
+        for sample, addresses in zip(bound.samples, bound.staged.addresses, strict=True):
+            for slot, address in zip(sample.slots, addresses, strict=True):
+                bound.values[slot] = address
+
+    def finish(self, bound: Bound, plan: Plan, *, rowcount: int, lastrowid: int | None) -> None:
+        """Write the staged bytes beside their scalars, after the statement has run."""
+        if bound.staged is None:
+            return
+        described = [sample.scalars for sample in bound.samples]
+        if plan.kind == "insert" and rowcount == 1 and len(described) == 1 and lastrowid is not None and plan.target:
+            described = [self._read_back(plan.target, lastrowid, bound) or described[0]]
+        self._shards.write(bound.staged, described)
+
+    def _read_back(self, table: str, rowid: int, bound: Bound) -> dict[str, object] | None:
+        """The row as inserted, defaults and generated id included; None if that rowid is not this statement's row."""
+        definition, sample = self._catalog.tables()[table], bound.samples[0]
+        kept = [c for c in definition.columns if c.type.is_scalar]
+        first = quote_identifier(sample.members[0].column)
+        names = quote_identifiers(c.name for c in kept) or "1"
+        row = self._catalog.fetchone(
+            f"SELECT {names} FROM {quote_identifier(table)} WHERE rowid = ? AND {first} = ?",
+            (rowid, bound.values[sample.slots[0]]),
+        )
+        if row is None:
+            return None
+        found = {c.name: scalars.jsonable(v) for c, v in zip(kept, row, strict=False)}
+        return {**found, **({"_dl": sample.scalars["_dl"]} if "_dl" in sample.scalars else {})}
+
+    # -- bulk ------------------------------------------------------------------------------------------------------
+
+    def insert_columns(
+        self, table: Table, columns: Mapping[str, Any], count: int, *, first_row: int, validate: Validate
+    ) -> None:
+        """Insert ``count`` rows given by column, in the running transaction, whose bulk mode is on."""
+        chosen = [_column(table, name) for name in columns]
+        encoded: dict[str, Sequence[Any]] = {}
+        blobs: dict[str, list[codecs.Encoded | None]] = {}
+        for column, values in zip(chosen, columns.values(), strict=True):
+            where = f"column {column.name!r} of {table.name!r}"
+            if column.type.is_scalar:
+                encoded[column.name] = _scalar_column(column.type, values, where, first_row)
+            elif column.type.is_vector:
+                encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
+            else:
+                encoded[column.name] = self._reused(values)
+                fresh = [None if a is not None else v for v, a in zip(values, encoded[column.name], strict=True)]
+                blobs[column.name] = codecs.encode_many(
+                    column.type, fresh, validate=validate, where=where, first_row=first_row
+                )
+        encoded, write = self._stage_columns(table, encoded, blobs, count)
+        names = list(encoded)
+        sql = (
+            f"INSERT INTO {quote_identifier(table.name)} ({quote_identifiers(names)}) "
+            f"VALUES ({', '.join('?' * len(names))})"
+        )
+        self._catalog.executemany(sql, zip(*encoded.values(), strict=True))
+        write()
+
+    def _reused(self, values: Sequence[Any]) -> list[int | None]:
+        """The address of each value that is a handle of this store: stored again without a copy."""
+        return [v.address_in(self._source) if isinstance(v, Blob) else None for v in values]
+
+    def _vector_column(
+        self, table: str, column: Column, values: Sequence[Any], where: str, first_row: int
+    ) -> Sequence[Any]:
+        present = values
+        holes = not hasattr(values, "dtype") and any(v is None for v in values)
+        if holes:
+            present = [v for v in values if v is not None]
+        if not len(present):
+            return [None] * len(values)
+        data = codecs.encode_vectors(column.type, present, where=where, first_row=first_row)
+        addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present)))
+        return [None if v is None else next(addresses) for v in values] if holes else list(addresses)
+
+    def _stage_columns(
+        self, table: Table, encoded: dict[str, Sequence[Any]], blobs: dict[str, list[codecs.Encoded | None]], count: int
+    ) -> tuple[dict[str, Sequence[Any]], Any]:
+        """Addresses for the blobs, and the function that writes their bytes once the rows are in."""
+        if not blobs:
+            return encoded, lambda: None
+        samples = [
+            [_member(name, item) for name, items in blobs.items() if (item := items[row]) is not None]
+            for row in range(count)
+        ]
+        kept = [row for row, members in enumerate(samples) if members]
+        if not kept:
+            return encoded, lambda: None
+        staged = self._shards.stage(table.name, [samples[row] for row in kept], bulk=True)
+        filled = {name: list(encoded[name]) for name in blobs}
+        for row, addresses in zip(kept, staged.addresses, strict=True):
+            for member, address in zip(samples[row], addresses, strict=True):
+                filled[member.column][row] = address
+        described = list(_describe(table, encoded, kept))
+        return {**encoded, **filled}, lambda: self._shards.write(staged, described)
+
+
+def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Iterator[dict[str, object]]:
+    plain = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_scalar]
+    vectors = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_vector]
+    for row in rows:
+        described: dict[str, object] = {n: scalars.jsonable(v[row]) for n, v in plain}
+        if vectors:
+            described["_dl"] = {n: v[row] for n, v in vectors}
+        yield described
+
+
+def _scalar_column(kind: ColumnType, values: Sequence[Any], where: str, first_row: int) -> list[scalars.SQLValue]:
+    encode = scalars.to_sql(kind)
+    try:
+        return [encode(value, where) for value in values]
+    except TypeMismatchError:  # find the row only now: naming it for every value would cost more than encoding
+        for row, value in enumerate(values, first_row):
+            encode(value, f"{where}, row {row}")
+        raise
+
+
+def _column(table: Table, name: str) -> Column:
+    column = table.column(name)
+    if column is None:
+        known = ", ".join(c.name for c in table.columns)
+        raise NotFoundError(f"table {table.name!r} has no column {name!r}; it has {known}")
+    return column
+
+
+def _sample(bound: Bound, column: str) -> _Sample:
+    """The sample that the next value of this column belongs to: a column's second value begins a second row."""
+    if not bound.samples or column in bound.samples[-1].columns:
+        bound.samples.append(_Sample())
+    bound.samples[-1].columns.add(column)
+    return bound.samples[-1]
+
+
+def _member(column: str, encoded: codecs.Encoded) -> Member:
+    return Member(column, encoded.data, encoded.extension, encoded.info.to_json())
+
+
+def _where(plan: Plan, bind: Bind) -> str:
+    name = f"parameter {bind.source + 1}" if isinstance(bind.source, int) else f"parameter {bind.source!r}"
+    if bind.column is None:
+        return name
+    return f"column {bind.column!r} of {plan.target!r} ({name})"
