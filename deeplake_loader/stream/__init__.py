@@ -1,0 +1,13 @@
+"""A query as a training set: `Stream`, an IterableDataset of batches with an exact, tiny state.
+
+    rows -> order -> this rank's and worker's steps -> read (1 thread) -> decode (n threads) -> batch -> device
+
+A Stream itself is small and holds neither threads nor open files; every pass over it has its own, in the process that
+iterates (`Batches`).
+"""
+
+from __future__ import annotations
+
+from deeplake_loader.stream.dataset import Batches, Stream
+
+__all__ = ["Batches", "Stream"]

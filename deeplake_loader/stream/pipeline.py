@@ -1,0 +1,193 @@
+"""A bounded pipeline of threads: one reads, several decode, and the consumer's own calls drive how far ahead they go.
+
+No thread ever waits for room: a step is submitted only when the consumer takes a batch, so at most ``prefetch`` batches
+are under way and closing needs no more than a flag. Threads know the queues and not the pipeline, so that a pipeline
+nobody holds is collected, and its finalizer (also run at exit) ends them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from deeplake_loader.errors import InputError
+
+_WAIT_S = 0.5
+_JOIN_S = 10.0
+
+_Queue: TypeAlias = "SimpleQueue[Callable[[], None] | None]"
+Step = TypeVar("Step")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Work(Protocol[Result_co]):
+    """What reading one step leaves to do."""
+
+    @property
+    def tasks(self) -> Sequence[Callable[[], None]]:
+        """Independent pieces for the decoding threads."""
+
+    def finish(self) -> Result_co:
+        """The result, once every task is done; called once, on the thread that ended the last one."""
+
+    def release(self) -> None:
+        """Gives buffers back; called once after the last task, also after an error."""
+
+
+class _Slot(Generic[Result]):
+    """One step's way through the pipeline: its result or its error once ``done`` is set."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.results: list[Result] = []
+        self.error: BaseException | None = None
+        self._left = 0
+        self._lock = threading.Lock()
+
+    def read(self, step: Step, read: Callable[[Step], Work[Result]], decodes: _Queue) -> None:
+        """Reads the step and hands its tasks to the decoding threads."""
+        try:
+            work = read(step)
+        except BaseException as error:  # raised again where the batch is awaited
+            self.error = error
+            self.done.set()
+            return
+        tasks = work.tasks
+        self._left = len(tasks)
+        if not tasks:
+            self._finish(work)
+        for task in tasks:
+            decodes.put(partial(self._decode, task, work))
+
+    def _decode(self, task: Callable[[], None], work: Work[Result]) -> None:
+        if self.error is None:
+            try:
+                task()
+            except BaseException as error:
+                self.error = error
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._finish(work)
+
+    def _finish(self, work: Work[Result]) -> None:
+        try:
+            if self.error is None:
+                self.results.append(work.finish())
+        except BaseException as error:
+            self.error = error
+        finally:
+            work.release()
+            self.done.set()
+
+
+class _Threads:
+    """The threads of one pipeline and the two queues they take from."""
+
+    def __init__(self, decoders: int) -> None:
+        self.pid = os.getpid()
+        self.stop = threading.Event()
+        self.reads: _Queue = SimpleQueue()
+        self.decodes: _Queue = SimpleQueue()
+        queues = [self.reads] + [self.decodes] * decoders
+        self.threads = [
+            threading.Thread(target=_serve, args=(queue, self.stop), name=f"deeplake-{name}", daemon=True)
+            for queue, name in zip(queues, ["read"] + ["decode"] * decoders, strict=True)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Stops and joins."""
+        self.stop.set()
+        self.reads.put(None)
+        for _ in self.threads[1:]:
+            self.decodes.put(None)
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self.threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _serve(queue: _Queue, stop: threading.Event) -> None:
+    while (job := queue.get()) is not None:
+        if not stop.is_set():
+            job()
+        del job  # or the last batch would live until the next one
+
+
+class Pipeline(Generic[Step, Result]):
+    """The results of ``steps``, in their order.
+
+    Args:
+        steps: advanced on the consumer's thread.
+        read: turns a step into `Work`, on the reading thread.
+        decoders: decoding threads, at least 1.
+        prefetch: results under way beyond the one that the consumer waits for.
+        close: called once when the threads have ended.
+    """
+
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        read: Callable[[Step], Work[Result]],
+        *,
+        decoders: int,
+        prefetch: int,
+        close: Callable[[], None],
+    ) -> None:
+        self._steps, self._read, self._prefetch = steps, read, prefetch
+        self._slots: deque[_Slot[Result]] = deque()
+        self._threads = _Threads(decoders)
+        self._finalizer = weakref.finalize(self, _shut, self._threads, close)
+
+    def __iter__(self) -> Pipeline[Step, Result]:
+        return self
+
+    def __next__(self) -> Result:
+        while len(self._slots) <= self._prefetch and self._submit():
+            pass
+        if not self._slots:
+            raise StopIteration
+        slot = self._slots.popleft()
+        while not slot.done.wait(_WAIT_S):
+            self._check_alive()
+        if slot.error is not None:
+            raise slot.error
+        return slot.results.pop()
+
+    def _submit(self) -> bool:
+        try:
+            step = next(self._steps)
+        except StopIteration:
+            return False
+        slot: _Slot[Result] = _Slot()
+        self._slots.append(slot)
+        self._threads.reads.put(partial(slot.read, step, self._read, self._threads.decodes))
+        return True
+
+    def _check_alive(self) -> None:
+        if self._threads.stop.is_set():
+            raise InputError("the stream's iterator was closed while a batch was awaited; iterate the stream again")
+        if not all(thread.is_alive() for thread in self._threads.threads):
+            raise InputError("the iterator's threads do not exist in this process; iterate the stream in it")
+
+    def close(self) -> None:
+        """Ends the threads, within 10 s even if a read hangs; what was under way is dropped."""
+        self._slots.clear()
+        self._finalizer()
+
+
+def _shut(threads: _Threads, close: Callable[[], None]) -> None:
+    if os.getpid() == threads.pid:
+        threads.end()
+        close()

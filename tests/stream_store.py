@@ -1,0 +1,74 @@
+"""A small store of exactly known content, written through the storage layers, and its rows as a query gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplake_loader.catalog import Catalog
+from deeplake_loader.codecs import encode
+from deeplake_loader.rows import KEY_PREFIX, RowSet
+from deeplake_loader.shards import Member, Shards
+from deeplake_loader.stream import Stream
+from deeplake_loader.types import ColumnType
+from deeplake_loader.vectors import Vectors
+
+ROWS = 103
+DIMENSION = 4
+TYPES = [ColumnType.parse(t) for t in ("IMAGE", "TENSOR(float16, 3)", "VECTOR(4)", "BIGINT", "TEXT", "BOOLEAN", "REAL")]
+NAMES = ["photo", "latent", "embedding", "id", "prompt", "flag", "score"]
+
+
+def picture(i: int, height: int = 6, width: int = 8) -> np.ndarray:
+    """(H, W, 3) uint8 that no other row has."""
+    flat = np.arange(height * width * 3) * 7 + i * 11
+    flat[0] = i
+    return (flat % 256).astype(np.uint8).reshape(height, width, 3)
+
+
+def vector(i: int) -> np.ndarray:
+    return np.array([i, 1, 0.5, -i], np.float32)
+
+
+def latent(i: int) -> np.ndarray:
+    return np.array([i, i + 0.5, -1], np.float16)
+
+
+class Store:
+    """The store in a folder; ``records`` are its rows as SQL holds them."""
+
+    def __init__(self, folder: Path, rows: int = ROWS, *, ragged: bool = False, shard_bytes: int = 40_000) -> None:
+        self.root = str(folder)
+        self.catalog = Catalog.open(self.root)
+        self.shards = Shards(self.catalog, max_shard_bytes=shard_bytes)
+        self.vectors = Vectors(self.catalog)
+        self.records: list[tuple[Any, ...]] = []
+        for start in range(0, rows, 40):  # the second statement of three rests in the catalog
+            self.add(range(start, min(rows, start + 40)), bulk=start != 40, ragged=ragged)
+
+    def add(self, numbers: range, *, bulk: bool, ragged: bool) -> None:
+        blobs = []
+        for i in numbers:
+            photo = encode(TYPES[0], picture(i, 6 + (i % 3 if ragged else 0)), where="test")
+            tensor = encode(TYPES[1], latent(i), where="test")
+            pair = zip(("photo", "latent"), (photo, tensor), strict=True)
+            blobs.append([Member(name, e.data, e.extension, e.info.to_json()) for name, e in pair])
+        with self.catalog.transaction():
+            staged = self.shards.stage("t", blobs, bulk=bulk)
+            self.shards.write(staged, [{"id": i} for i in numbers])
+            data = np.stack([vector(i) for i in numbers])
+            places = self.vectors.append("t", "embedding", TYPES[2], data.data, len(data))
+        for i, (photo_at, latent_at), place in zip(numbers, staged.addresses, places, strict=True):
+            text, score = f"prompt {i}", i / 2
+            self.records.append((photo_at, latent_at, place, i, text, i % 2 == 0, score, i))
+
+    def rowset(self, names: list[str] | None = None, records: list[tuple[Any, ...]] | None = None) -> RowSet:
+        chosen = [NAMES.index(n) for n in names or NAMES]
+        kept = [tuple(r[i] for i in chosen) + (r[-1],) for r in (self.records if records is None else records)]
+        return RowSet([*(NAMES[i] for i in chosen), f"{KEY_PREFIX}0"], [*(TYPES[i] for i in chosen), None], kept)
+
+    def stream(self, names: list[str] | None = None, **options: Any) -> Stream:
+        options = {"batch_size": 8, "shuffle": True, "query": "SELECT", "num_threads": 2, **options}
+        return Stream(self.root, self.rowset(names), **options)
