@@ -1,0 +1,335 @@
+"""One vector file: a .npy matrix written once and then only mapped, or the rows that still rest in the catalog.
+
+A sealed file is a plain version 1.0 .npy: a header of 128 bytes, then the rows, little-endian, C order, so row 0 lies
+at a 64-byte multiple and ``numpy.load`` reads it. Its checksums are crc32c of every 1 MB of the file, header included.
+Reading maps the file and verifies a block the first time that a process touches it.
+
+Writing overlaps three things: the caller's thread computes block checksums and hands bytes to the system, one thread
+pushes them to the disk, and one reads them back for the sha256 (the slowest of the three at 1.8 GB/s a core). So the
+call returns as soon as the bytes are the system's, and the caller's buffer is its own again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Literal, Protocol, cast
+
+from deeplake_loader import kernels
+from deeplake_loader.errors import CorruptionError
+from deeplake_loader.store import file_errors, sync_folder, write_at
+from deeplake_loader.types import ColumnType
+
+BLOCK = 1 << 20
+"""Bytes per checksum."""
+
+HEADER = 128
+"""Bytes before row 0: the longest header there can be, padded to the next multiple of 64."""
+
+_PIECE = 8 * BLOCK  # one write; small enough that checksum and copy find the bytes in the cache
+_SYNC = 32 * BLOCK  # a sync per this many bytes keeps the disk busy while the rest is written
+_THREADED = 8  # blocks from which verifying on two threads pays for starting one (60 us)
+
+Dtype = Literal["float32", "float16"]
+_ITEM = {"float32": 4, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shape of a row: its number of elements and their type.
+
+    >>> Layout(768, "float16").stride
+    1536
+    """
+
+    dimension: int
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, kind: ColumnType) -> Layout:
+        return cls(kind.dimension, cast(Dtype, kind.dtype))
+
+    @property
+    def stride(self) -> int:
+        """Bytes per row."""
+        return self.dimension * _ITEM[self.dtype]
+
+    def header(self, count: int) -> bytes:
+        """The first 128 bytes of a .npy of that many rows."""
+        shape = f"({count}, {self.dimension})"
+        text = f"{{'descr': '<f{_ITEM[self.dtype]}', 'fortran_order': False, 'shape': {shape}, }}"
+        return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.encode().ljust(HEADER - 11) + b"\n"
+
+    def size(self, count: int) -> int:
+        """Bytes of a file of that many rows."""
+        return HEADER + count * self.stride
+
+
+class Matrix(Protocol):
+    """Rows that lie side by side: what the score kernels and the readers need of a file."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def view(self) -> memoryview: ...
+
+    def verify(self, rows: Sequence[int]) -> None:
+        """Raises CorruptionError unless the bytes of these rows, in ascending order, are what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Rows of an open file as the catalog holds them: one immutable copy in memory, replaced when rows are added."""
+
+    layout: Layout
+    data: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.data) // self.layout.stride
+
+    @property
+    def view(self) -> memoryview:
+        return memoryview(self.data)
+
+    def verify(self, rows: Sequence[int]) -> None:
+        """Nothing to do: each run was verified when it left the catalog."""
+
+
+def pack_run(data: memoryview) -> bytes:
+    """Rows as one value of the catalog: their bytes and a little-endian crc32c."""
+    return b"".join((data, kernels.crc32c(data).to_bytes(4, "little")))
+
+
+def unpack_run(value: bytes, where: str) -> memoryview:
+    """The rows of ``pack_run``.
+
+    Raises:
+        CorruptionError: the checksum differs; ``where`` names the run.
+    """
+    data, stored = memoryview(value)[:-4], int.from_bytes(value[-4:], "little")
+    found = kernels.crc32c(data)
+    if len(value) < 4 or found != stored:
+        raise CorruptionError(f"{where}: {len(data)} resting bytes have crc32c {found:08x}, written as {stored:08x}")
+    return data
+
+
+class Sealed:
+    """A finished .npy file, mapped; every block is verified before it is first used.
+
+    Raises:
+        CorruptionError: the file's size or header differs from the catalog, so bytes were cut or replaced.
+        NotFoundError: the file is not there.
+    """
+
+    __slots__ = ("_checks", "_map", "_unverified", "_url", "_verified", "count", "layout", "view")
+
+    def __init__(self, path: str, url: str, layout: Layout, count: int, checks: bytes) -> None:
+        self.layout, self.count, self._url, self._checks = layout, count, url, checks
+        with file_errors("open the vectors", path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._check_size(os.fstat(fd).st_size)
+                self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+            finally:
+                os.close(fd)
+        if self._map[:HEADER] != layout.header(count):
+            raise CorruptionError(f"{url}: the header is not that of {count} rows of {layout.dimension} {layout.dtype}")
+        self.view = memoryview(self._map)[HEADER:]
+        self._verified = bytearray(len(checks) // 4)
+        self._unverified = len(self._verified)
+
+    def _check_size(self, size: int) -> None:
+        expected, blocks = self.layout.size(self.count), len(self._checks) // 4
+        if size != expected:
+            raise CorruptionError(
+                f"{self._url}: {size} bytes, but {self.count} rows of {self.layout.dimension} {self.layout.dtype} are "
+                f"{expected}; the file was cut or replaced: put the original back"
+            )
+        if len(self._checks) != 4 * -(-size // BLOCK):
+            raise CorruptionError(f"{self._url}: the catalog holds {blocks} checksums for {size} bytes")
+
+    def verify(self, rows: Sequence[int]) -> None:
+        if self._unverified:
+            self._verify_blocks([b for b in self._blocks(rows) if not self._verified[b]])
+
+    def _blocks(self, rows: Sequence[int]) -> Iterable[int]:
+        """The blocks that ascending rows touch, each once: one bisection per block, not one step per row."""
+        stride, position, done = self.layout.stride, 0, -1
+        while position < len(rows):
+            start = HEADER + rows[position] * stride
+            last = (start + stride - 1) // BLOCK
+            yield from range(max(start // BLOCK, done + 1), last + 1)
+            done = last
+            beyond = ((last + 1) * BLOCK - HEADER) // stride  # the first row that reaches into the next block
+            position = bisect_left(rows, beyond, position + 1)
+
+    def _verify_blocks(self, blocks: list[int]) -> None:
+        half = len(blocks) // 2 if len(blocks) >= _THREADED else 0
+        helper = Thread(target=self._compare, args=(blocks[:half],), daemon=True)
+        if half:
+            helper.start()
+        self._compare(blocks[half:])
+        if half:
+            helper.join()
+        bad = next((b for b in blocks if not self._verified[b]), None)
+        if bad is not None:
+            raise self._damaged(bad)
+        self._unverified = self._verified.count(0)
+
+    def _compare(self, blocks: list[int]) -> None:
+        for first, stop in _runs(blocks):
+            found = self._sums(first, stop)
+            for block in range(first, stop):
+                at = 4 * (block - first)
+                self._verified[block] = found[at : at + 4] == self._checks[4 * block : 4 * block + 4]
+
+    def _sums(self, first: int, stop: int) -> bytes:
+        with memoryview(self._map) as whole, whole[first * BLOCK : stop * BLOCK] as part:
+            return kernels.crc32c_blocks(part, BLOCK)
+
+    def _damaged(self, block: int) -> CorruptionError:
+        expected = int.from_bytes(self._checks[4 * block : 4 * block + 4], "little")
+        found = int.from_bytes(self._sums(block, block + 1), "little")
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self._map))
+        first, last = max(start - HEADER, 0) // self.layout.stride, (stop - HEADER - 1) // self.layout.stride
+        return CorruptionError(
+            f"{self._url}: block {block} (bytes {start} to {stop}, rows {first} to {last}) has crc32c {found:08x}, "
+            f"written as {expected:08x}; put the original file back"
+        )
+
+
+def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:
+    """Ascending numbers as half-open runs of neighbours."""
+    start = 0
+    for i in range(1, len(blocks) + 1):
+        if i == len(blocks) or blocks[i] != blocks[i - 1] + 1:
+            yield blocks[start], blocks[i - 1] + 1
+            start = i
+
+
+class Written:
+    """A file whose bytes the system has, while its sha256 and the sync to disk still run behind.
+
+    ``checks`` (crc32c per block) are ready at once; ``finish`` waits for the rest.
+    """
+
+    __slots__ = ("_digest", "_error", "_fd", "_path", "_pid", "_queues", "_threads", "checks", "size")
+
+    def __init__(self, path: str, header: bytes, data: memoryview) -> None:
+        self._path, self._pid, self._digest = path, os.getpid(), ""
+        self._error: Exception | None = None
+        self.size = len(header) + len(data)
+        with file_errors("make the vectors", path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._queues: tuple[SimpleQueue[int | None], ...] = (SimpleQueue(), SimpleQueue())
+        runs = zip((self._hash, self._sync), self._queues, strict=True)
+        self._threads = [Thread(target=self._guard, args=run, daemon=True) for run in runs]
+        for thread in self._threads:
+            thread.start()
+        try:
+            self.checks = self._write(header, data)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _write(self, header: bytes, data: memoryview) -> bytes:
+        first = data[: _PIECE - HEADER]
+        checks = [_first_checks(header, first)]
+        offset = self._put([header, first], 0)
+        for start in range(_PIECE - HEADER, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            checks.append(kernels.crc32c_blocks(piece, BLOCK))
+            offset = self._put([piece], offset)
+        self._tell(None)
+        return b"".join(checks)
+
+    def _put(self, buffers: list[bytes | memoryview], offset: int) -> int:
+        end = write_at(self._fd, buffers, offset, self._path)
+        self._tell(end)
+        return end
+
+    def _tell(self, end: int | None) -> None:
+        for queue in self._queues:
+            queue.put(end)
+
+    def _guard(self, run: Callable[[SimpleQueue[int | None]], None], queue: SimpleQueue[int | None]) -> None:
+        try:
+            with file_errors("write", self._path):
+                run(queue)
+        except Exception as error:
+            self._error = error  # raised again by finish(), in the thread that asked for the file
+
+    def _hash(self, queue: SimpleQueue[int | None]) -> None:
+        import hashlib
+
+        digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(BLOCK)), 0
+        while (end := queue.get()) is not None:
+            while offset < end:
+                got = os.preadv(self._fd, [buffer[: end - offset]], offset)
+                if not got:
+                    raise CorruptionError(f"{self._path}: ends at byte {offset} while it is being written")
+                digest.update(buffer[:got])
+                offset += got
+        self._digest = digest.hexdigest()
+
+    def _sync(self, queue: SimpleQueue[int | None]) -> None:
+        synced = 0
+        while (end := queue.get()) is not None:
+            if end - synced >= _SYNC:
+                os.fdatasync(self._fd)
+                synced = end
+        os.fsync(self._fd)
+
+    def finish(self) -> str:
+        """The sha256 in hexadecimal, once file and folder are on the disk.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        self._close()
+        if self._error is not None:
+            raise self._error
+        with file_errors("sync", self._path):
+            sync_folder(os.path.dirname(self._path))
+        return self._digest
+
+    def discard(self) -> None:
+        """Removes the file, of which the catalog will know nothing; a forked child leaves its parent's alone.
+
+        Never raises: a file that cannot be removed is one that nothing points at.
+        """
+        if os.getpid() != self._pid:
+            return
+        self._tell(None)
+        self._close()
+        with suppress(OSError):
+            os.unlink(self._path)
+
+    def _close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _first_checks(header: bytes, data: memoryview) -> bytes:
+    """Checksums of the first piece without joining header and rows."""
+    head, rest = data[: BLOCK - HEADER], data[BLOCK - HEADER :]
+    first = kernels.crc32c(head, kernels.crc32c(header)).to_bytes(4, "little")
+    return first + kernels.crc32c_blocks(rest, BLOCK) if len(rest) else first
+
+
+def rows_of(addresses: Sequence[int], base: int) -> array[int]:
+    """Addresses of one file as its row numbers."""
+    return array("q", [a - base for a in addresses])

@@ -1,0 +1,360 @@
+"""The vector columns of a store: rows of matrices, by address.
+
+Vectors of small transactions rest in the catalog (one value per append, under an ordinal of the column's open file) and
+move to one sealed .npy at 8 MB; an append of 1 MB or more is a sealed .npy of its own at once. Either way the address
+was given at the append and never changes: sealing moves bytes, not rows.
+
+    append < 1 MB -> _dl_tail --- 8 MB or seal() ---.
+    append >= 1 MB ---------------------------------+-> vectors/<table>/<column>/<name>.npy
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from deeplake_loader import scoring, store
+from deeplake_loader.catalog import Catalog, Participant
+from deeplake_loader.errors import (
+    CorruptionError,
+    DeeplakeError,
+    DimensionError,
+    InputError,
+    NotFoundError,
+    TypeMismatchError,
+)
+from deeplake_loader.matrices import Layout, Matrix, Sealed, Tail, Written, pack_run, unpack_run
+from deeplake_loader.scoring import Metric, ScoreFunction
+from deeplake_loader.types import MAX_ORDINAL, ColumnType, pack_address, unpack_address
+
+if TYPE_CHECKING:
+    import numpy as np
+    from typing_extensions import Buffer
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+BULK = 1 << 20
+"""Bytes from which one append becomes a sealed file of its own."""
+
+TAIL = 8 << 20
+"""Bytes of resting vectors at which a column's tail is sealed."""
+
+_FILE = "SELECT kind, table_name, column_name, url, state, count, checks, dtype, dimension FROM _dl_files WHERE id = ?"
+
+
+class Vectors(Participant):
+    """The vectors of one store; takes part in its catalog's transactions and answers for every address it gave.
+
+    >>> import tempfile
+    >>> from array import array
+    >>> catalog = Catalog.open(tempfile.mkdtemp())
+    >>> vectors = Vectors(catalog)
+    >>> with catalog.transaction():
+    ...     first, second = vectors.append("t", "v", ColumnType.parse("VECTOR(2)"), array("f", [1, 0, 0, 2]), 2)
+    >>> vectors.winners("cosine", [first, second], array("f", [0, 1]).tobytes(), 1, largest=True) == [second]
+    True
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._matrices: dict[int, Matrix] = {}
+        self._open: dict[tuple[str, str, Layout], int] = {}
+        self._written: list[tuple[int, Written]] = []
+        self._error: DeeplakeError | None = None
+        self._functions = [ScoreFunction(name, self.matrix, self._keep_error) for name in scoring.FUNCTIONS]
+        catalog.participants.append(self)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def append(self, table: str, column: str, type: ColumnType, data: Buffer, count: int) -> range:
+        """The addresses of ``count`` new vectors, consecutive, in order.
+
+        ``data``: any contiguous buffer of ``count * type.dimension`` elements of ``type.dtype``, little-endian, checked
+        to be finite by whoever encoded it. It may be reused as soon as the call returns. Runs inside
+        ``catalog.transaction()``, with which the vectors come or go.
+
+        Raises:
+            DimensionError: the buffer's size is not that of ``count`` vectors.
+            StoreError: the disk is full or refuses.
+        """
+        layout, flat = Layout.of(type), _flat(data)
+        if len(flat) != count * layout.stride:
+            raise DimensionError(
+                f"column {column!r} of {table!r}: {len(flat)} bytes for {count} vectors of {type}, which are "
+                f"{count * layout.stride}"
+            )
+        if not self._catalog.in_transaction:
+            raise InputError("append vectors inside catalog.transaction(): rows and vectors commit as one")
+        if not count:
+            return range(0)
+        if len(flat) >= BULK:
+            return self._append_file(table, column, layout, flat, count)
+        return self._append_tail(table, column, layout, flat, count)
+
+    def _append_file(self, table: str, column: str, layout: Layout, data: memoryview, count: int) -> range:
+        pack_address(1, count - 1)
+        url = _new_url(table, column)
+        written = self._write(url, layout, data, count)
+        file = self._insert_file((table, column, url, "sealed", count, written.size, written.checks), layout, written)
+        first = pack_address(file, 0)
+        return range(first, first + count)
+
+    def _write(self, url: str, layout: Layout, data: memoryview, count: int) -> Written:
+        self._catalog.root.make_folder(url.rpartition("/")[0])
+        return Written(self._catalog.root.path(url), layout.header(count), data)
+
+    def _insert_file(self, values: Sequence[object], layout: Layout, written: Written | None) -> int:
+        sql = (
+            "INSERT INTO _dl_files (kind, table_name, column_name, url, state, count, size, checks, dtype, dimension) "
+            "VALUES ('vector', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        try:
+            file = self._catalog.execute(sql, (*values, layout.dtype, layout.dimension)).lastrowid
+        except BaseException:
+            if written is not None:
+                written.discard()
+            raise
+        if file is None:
+            raise CorruptionError("the catalog gave no number to a new file; _dl_files is not the table it should be")
+        if written is not None:
+            self._written.append((file, written))
+        return file
+
+    def _append_tail(self, table: str, column: str, layout: Layout, data: memoryview, count: int) -> range:
+        key = (table, column, layout)
+        total, size = self._reserve(key, count, len(data)) or self._new_tail(key, count, len(data))
+        file = self._open[key]
+        first = pack_address(file, total - count)
+        self._catalog.execute("INSERT INTO _dl_tail (address, data) VALUES (?, ?)", (first, pack_run(data)))
+        if size >= TAIL:
+            self._seal(file)
+        return range(first, first + count)
+
+    def _reserve(self, key: tuple[str, str, Layout], count: int, size: int) -> tuple[int, int] | None:
+        """(rows, bytes) of the column's open file once ``count`` rows were added; None where none is open."""
+        file = self._open.get(key) or self._find_open(*key)
+        if file is None:
+            return None
+        sql = (
+            "UPDATE _dl_files SET count = count + ?, size = size + ? WHERE id = ? AND state = 'open' "
+            "RETURNING count, size"
+        )
+        row = self._catalog.fetchone(sql, (count, size, file))
+        if row is None:  # another process sealed it
+            self._open.pop(key, None)
+            return self._reserve(key, count, size) if self._find_open(*key) else None
+        self._open[key] = file
+        return int(row[0]), int(row[1])
+
+    def _find_open(self, table: str, column: str, layout: Layout) -> int | None:
+        sql = (
+            "SELECT id FROM _dl_files WHERE table_name = ? AND kind = 'vector' AND state = 'open' AND column_name = ? "
+            "AND dtype = ? AND dimension = ? ORDER BY id LIMIT 1"
+        )
+        row = self._catalog.fetchone(sql, (table, column, layout.dtype, layout.dimension))
+        return None if row is None else int(row[0])
+
+    def _new_tail(self, key: tuple[str, str, Layout], count: int, size: int) -> tuple[int, int]:
+        table, column, layout = key
+        values = (table, column, _new_url(table, column), "open", count, size, None)
+        self._open[key] = self._insert_file(values, layout, None)
+        return count, size
+
+    def seal(self, table: str | None = None) -> int:
+        """The number of tails that moved from the catalog to .npy files, of one table or of all, in one commit."""
+        sql = "SELECT id FROM _dl_files WHERE kind = 'vector' AND state = 'open' AND count > 0"
+        with self._catalog.transaction():
+            if table is None:
+                rows = self._catalog.fetchall(sql)
+            else:
+                rows = self._catalog.fetchall(f"{sql} AND table_name = ?", (table,))
+            for (file,) in rows:
+                self._seal(file)
+        return len(rows)
+
+    def _seal(self, file: int) -> None:
+        """Moves an open file's rows from the catalog into its .npy; addresses stay."""
+        row = self._file_row(file)
+        layout, first = Layout(row["dimension"], row["dtype"]), pack_address(file, 0)
+        data = memoryview(b"".join(self._runs(row["url"], first, first + MAX_ORDINAL)))
+        count = len(data) // layout.stride
+        if count != row["count"]:
+            raise CorruptionError(f"{row['url']}: the catalog holds {count} resting vectors of {row['count']}")
+        written = self._write(row["url"], layout, data, count)
+        self._written.append((file, written))
+        self._catalog.execute("DELETE FROM _dl_tail WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
+        sql = "UPDATE _dl_files SET state = 'sealed', size = ?, checks = ? WHERE id = ?"
+        self._catalog.execute(sql, (written.size, written.checks, file))
+        self._matrices.pop(file, None)
+        self._open = {key: number for key, number in self._open.items() if number != file}
+
+    # -- the transaction -----------------------------------------------------------------------------------------------
+
+    def savepoint(self) -> int:
+        return len(self._written)
+
+    def rollback_to(self, token: object) -> None:
+        kept = cast(int, token)
+        undone, self._written = self._written[kept:], self._written[:kept]
+        for file, written in undone:
+            self._matrices.pop(file, None)
+            written.discard()
+        self._forget()
+
+    def prepare(self) -> None:
+        """Waits until every file of the transaction is on the disk, and records its sha256."""
+        for file, written in self._written:
+            self._catalog.execute("UPDATE _dl_files SET sha256 = ? WHERE id = ?", (written.finish(), file))
+
+    def committed(self) -> None:
+        self._written.clear()
+
+    def rolled_back(self) -> None:
+        self.rollback_to(0)
+
+    def forked(self) -> None:
+        """The parent's open transaction may yet roll back: its rows are not ours to remember."""
+        self.rollback_to(0)
+
+    def _forget(self) -> None:
+        """Drops what may have come from rows that are gone; a rolled-back address is given out again."""
+        self._matrices = {file: matrix for file, matrix in self._matrices.items() if isinstance(matrix, Sealed)}
+        self._open.clear()
+        for function in self._functions:
+            function.forget()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def get(self, address: int) -> bytes:
+        """One vector's bytes, little-endian, verified.
+
+        Raises:
+            NotFoundError: no vector has this address.
+            CorruptionError: its bytes changed on disk.
+        """
+        file, ordinal = unpack_address(address)
+        matrix = self.matrix(file, ordinal)
+        matrix.verify(range(ordinal, ordinal + 1))
+        stride = matrix.layout.stride
+        return bytes(matrix.view[ordinal * stride : (ordinal + 1) * stride])
+
+    def array(self, address: int) -> Array:
+        """One vector as a writable array of its own, float32 or float16 as the column has it."""
+        import numpy as np
+
+        file, ordinal = unpack_address(address)
+        dtype = self.matrix(file, ordinal).layout.dtype
+        return np.frombuffer(bytearray(self.get(address)), dtype)
+
+    def gather(self, addresses: Array) -> Array:
+        """The vectors of one column as an (n, dimension) array, in the order of ``addresses`` (int64, repeats allowed).
+
+        Raises:
+            DimensionError: the addresses belong to columns of different dimension or dtype.
+            NotFoundError: an address without a vector; 0, which stands for NULL, is one.
+        """
+        import numpy as np
+
+        wanted = np.asarray(addresses, np.int64)
+        if not len(wanted):
+            raise InputError("gather needs at least one address: an empty list has no dimension")
+        files, ordinals = wanted >> 30, wanted & MAX_ORDINAL
+        groups = [(int(f), np.flatnonzero(files == f)) for f in np.unique(files)]
+        found = [(self.matrix(f, int(ordinals[places].max())), places) for f, places in groups]
+        layout = _one_layout([matrix for matrix, _ in found])
+        out = np.empty((len(wanted), layout.dimension), layout.dtype)
+        for matrix, places in found:
+            matrix.verify(np.unique(ordinals[places]).tolist())
+            rows = np.frombuffer(matrix.view, layout.dtype).reshape(matrix.count, layout.dimension)
+            out[places] = rows[ordinals[places]]
+        return out
+
+    def matrix(self, file: int, ordinal: int) -> Matrix:
+        """The file of that number as a matrix that holds at least row ``ordinal``; bytes not yet verified."""
+        known = self._matrices.get(file)
+        if known is None or ordinal >= known.count:
+            known = self._matrices[file] = self._load(file, known)
+        if ordinal >= known.count:
+            raise NotFoundError(f"file {file} of the vectors holds {known.count} rows; row {ordinal} was never written")
+        return known
+
+    def _load(self, file: int, known: Matrix | None) -> Matrix:
+        row = self._file_row(file)
+        layout = Layout(row["dimension"], row["dtype"])
+        if row["state"] == "sealed":
+            return Sealed(self._catalog.root.path(row["url"]), row["url"], layout, row["count"], row["checks"])
+        data = known.data if isinstance(known, Tail) else b""
+        first = pack_address(file, 0)
+        fresh = self._runs(row["url"], first + len(data) // layout.stride, first + MAX_ORDINAL)
+        return Tail(layout, b"".join((data, *fresh)))
+
+    def _file_row(self, file: int) -> dict[str, Any]:
+        row = self._catalog.fetchone(_FILE, (file,))
+        if row is None:
+            raise NotFoundError(f"no file has the number {file}, so this address was not given by this store")
+        names = ("kind", "table_name", "column_name", "url", "state", "count", "checks", "dtype", "dimension")
+        named = dict(zip(names, row, strict=True))
+        if named["kind"] != "vector":
+            raise TypeMismatchError(f"file {file} ({named['url']}) holds blobs; a score needs the address of a vector")
+        return named
+
+    def _runs(self, url: str, first: int, last: int) -> Iterable[memoryview]:
+        sql = "SELECT address, data FROM _dl_tail WHERE address BETWEEN ? AND ? ORDER BY address"
+        return [unpack_run(data, f"{url}, address {a}") for a, data in self._catalog.fetchall(sql, (first, last))]
+
+    # -- scores --------------------------------------------------------------------------------------------------------
+
+    def register(self, connection: sqlite3.Connection) -> None:
+        """Gives a connection the score functions: cosine_similarity, cosine_distance, l2_distance, inner_product and
+        negative_inner_product, of (address | float32 blob | text '[0.1, 0.2]' | NULL), NULL where there is no score.
+
+        An error inside SQLite loses its type; ``take_error`` has it.
+        """
+        for function in self._functions:
+            function.register(connection)
+
+    def take_error(self) -> DeeplakeError | None:
+        """The error that a score function raised since the last call, or None."""
+        error, self._error = self._error, None
+        return error
+
+    def _keep_error(self, error: DeeplakeError) -> None:
+        self._error = error
+
+    def winners(
+        self, metric: Metric, addresses: Sequence[int], query: Buffer, k: int, largest: bool
+    ) -> list[int] | None:
+        """Every address, ascending and once, whose score reaches the ``k``-th best of the candidate rows.
+
+        ``addresses``: int64 candidates, one per row, so repeats count; ``query``: float32 bytes. Ties with the k-th
+        are never cut. None where fewer than ``k`` candidates have a score, or where more than 10,000 + k would win:
+        then the statement runs as it was written.
+
+        Raises:
+            DimensionError: the query's length is not the column's.
+            CorruptionError: bytes changed on disk.
+        """
+        return scoring.winners(self.matrix, metric, addresses, query, k, largest)
+
+
+def _flat(data: Buffer) -> memoryview:
+    view = memoryview(data)
+    if view.format == "e":  # memoryview.cast takes no half floats before Python 3.14; whoever holds them has numpy
+        import numpy as np
+
+        return np.frombuffer(view, np.uint8).data
+    return view.cast("B")
+
+
+def _new_url(table: str, column: str) -> str:
+    names = map(store.encode_name, (table, column))
+    return "/".join((store.VECTORS, *names, f"{store.unique_name()}.npy"))
+
+
+def _one_layout(matrices: Sequence[Matrix]) -> Layout:
+    layouts = {matrix.layout for matrix in matrices}
+    if len(layouts) > 1:
+        found = ", ".join(sorted(f"{x.dimension} {x.dtype}" for x in layouts))
+        raise DimensionError(f"the addresses belong to vectors of different kinds ({found}); gather one column a call")
+    return layouts.pop()
