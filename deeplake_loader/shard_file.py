@@ -120,18 +120,17 @@ class ShardFile:
                 store.sync_folder(os.path.dirname(self.path))
         self.failed = False
 
-    def start_finishing(self) -> None:
+    def start_finishing(self) -> Finisher:
         """Begins to sync and hash the whole file on a thread of its own."""
-        self.failed = True
         self.finisher = Finisher(self.path, self.mark.end + len(END))
         self.finisher.start()
+        return self.finisher
 
     def finish(self) -> str:
         """The sha256 of the synced file, waiting for it."""
-        if self.finisher is None:
-            self.start_finishing()
-        assert self.finisher is not None
-        digest = self.finisher.result()
+        self.failed = True
+        finisher = self.finisher or self.start_finishing()
+        digest = finisher.result()
         with store.file_errors("sync", self.path):
             store.sync_folder(os.path.dirname(self.path))
         self.failed = False
@@ -142,7 +141,7 @@ class ShardFile:
         finisher, self.finisher, self.rolled = self.finisher, None, False
         if finisher is not None:
             finisher.join()
-            self.failed = finisher.error is not None
+            self.failed = self.failed or finisher.error is not None
             with suppress(OSError):
                 os.unlink(sidecar_path(self.path))
 
@@ -163,6 +162,9 @@ class ShardFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()  # a handle that was dropped without close() must not keep its shard from being adopted
 
 
 class Finisher(threading.Thread):

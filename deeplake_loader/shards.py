@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -321,22 +321,19 @@ class Shards(BlobReader, Participant):
 
     def rollback_to(self, token: Any) -> None:
         current, states = token
+        undone = []
         for shard in list(self._touched.values()):
             if shard not in states:
-                self._undo(shard)
+                undone.append(self._undo(shard))
                 continue
             mark, rolled, finisher, shard.pending, shard.planned = states[shard]
             if shard.finisher is not finisher:
                 shard.reopen()
             shard.rolled = rolled
             self._cut(shard, mark)
-        for table, shard in current.items():
-            if shard.failed:
-                continue
-            other = self._current.get(table)
-            if other is not None and other is not shard:
-                other.close()
-            self._current[table] = shard
+        untouched = (shard for shard in self._current.values() if shard.id not in self._touched)
+        self._current = {}
+        self._keep((*current.values(), *undone, *untouched))
 
     def prepare(self) -> None:
         for shard in self._touched.values():
@@ -349,7 +346,7 @@ class Shards(BlobReader, Participant):
                 self.catalog.execute("UPDATE _dl_files SET count = ?, size = ?, resting = ? WHERE id = ?", row)
 
     def _seal(self, shard: ShardFile) -> None:
-        if shard.finisher is None:
+        if shard.finisher is None:  # staged rows were never written
             self._complete(shard)
         digest = shard.finish()
         members = self.catalog.fetchall(
@@ -372,31 +369,30 @@ class Shards(BlobReader, Participant):
         self._touched = {}
 
     def rolled_back(self) -> None:
-        for shard in list(self._touched.values()):
-            self._undo(shard)
-        self._touched = {}
+        untouched = [shard for shard in self._current.values() if shard.id not in self._touched]
+        undone = [self._undo(shard) for shard in list(self._touched.values())]
+        self._current = {}
+        self._keep((*untouched, *undone))
 
     def forked(self) -> None:
         self.close()  # the lock stays with the parent, whose descriptor is still open
 
-    def _undo(self, shard: ShardFile) -> None:
+    def _keep(self, shards: Iterable[ShardFile]) -> None:
+        """Makes these the open shards, the first of each table; others of the same table are left to be adopted."""
+        for shard in shards:
+            if not shard.failed and shard.fd >= 0 and self._current.setdefault(shard.table, shard) is not shard:
+                shard.close()
+
+    def _undo(self, shard: ShardFile) -> ShardFile:
         """Takes a shard back to its last commit; one that never had a commit goes away."""
-        self._touched.pop(shard.id, None)
-        if self._current.get(shard.table) is shard:
-            del self._current[shard.table]
+        del self._touched[shard.id]
         if shard.committed is None:
             shard.discard()
-            return
-        if shard.rolled:
-            shard.reopen()
+            return shard
+        shard.reopen()
         self._cut(shard, shard.committed)
         shard.settle()
-        if shard.failed:
-            return
-        if shard.table in self._current:
-            shard.close()
-        else:
-            self._current[shard.table] = shard
+        return shard
 
     def _cut(self, shard: ShardFile, mark: Mark) -> None:
         with suppress(StoreError, NotFoundError):
