@@ -42,13 +42,14 @@ Validate = Literal["structure", "decode", "none"]
 def encode(type: ColumnType, value: object, *, validate: Validate = "structure", where: str) -> Encoded:
     """The value as a blob column stores it, with its facts.
 
-    ``value``: a file's bytes (bytes, bytearray, memoryview) or its path (str, PathLike; a BLOB column takes no str), kept
-    byte for byte; a Pillow image or uint8 array for IMAGE; uint8 frames (T, H, W, 3) or a list of frames for VIDEO; float32
-    or int16 samples for AUDIO; a numpy array or torch tensor for TENSOR. ``validate``: "structure" reads headers and end
-    markers, demuxes every packet and decodes a video's first frame; "decode" decodes everything; "none" looks at the first
-    bytes only. ``where`` names the column and row in errors.
+    ``value``: a file's bytes (bytes, bytearray, memoryview) or its path (str, PathLike; a BLOB column takes no str),
+    kept byte for byte; a Pillow image or uint8 array for IMAGE; uint8 frames (T, H, W, 3) or a list of frames for
+    VIDEO; float32 or int16 samples for AUDIO; a numpy array or torch tensor for TENSOR. ``validate``: "structure"
+    reads headers and end markers, demuxes every packet and decodes a video's first frame; "decode" decodes
+    everything; "none" looks at the first bytes only. ``where`` names the column and row in errors.
 
-    Raises TypeMismatchError, MediaError (bytes that are no such media), DimensionError, NotFoundError and StoreError (path).
+    Raises TypeMismatchError, MediaError (bytes that are no such media), DimensionError, NotFoundError and StoreError
+    (path).
 
     >>> encode(ColumnType("BLOB"), b"abc", where="column 'b' of 't', row 0").extension
     'bin'
@@ -98,7 +99,8 @@ def _encode_file(
         return Encoded(data, extension, inspect(data, decode_all=validate == "decode"))
     except BadMedia as error:
         raise MediaError(
-            f"{where} expects {type}, got {len(data)} bytes ({extension}) that no {type.name.lower()} can be read from: {error}"
+            f"{where} expects {type}, got {len(data)} bytes ({extension}) that no {type.name.lower()} "
+            f"can be read from: {error}"
         ) from error
 
 

@@ -58,11 +58,13 @@ def inspect_audio(data: bytes, *, decode_all: bool) -> MediaInfo:
 
 
 def encode_samples(type: ColumnType, value: object, where: str) -> tuple[bytes, str]:
-    """(file bytes, extension) of (samples,) or (channels, samples) float32 or int16, by the options sample_rate, codec."""
+    """(file bytes, extension) of (samples,) or (channels, samples) float32 or int16, by the options sample_rate,
+    codec."""
     array = to_array(value, where)
     if array is None:
         raise TypeMismatchError(
-            f"{where} expects {type}, got {describe(value)}; pass the file's bytes or path, or float32 samples (channels, samples)"
+            f"{where} expects {type}, got {describe(value)}; "
+            "pass the file's bytes or path, or float32 samples (channels, samples)"
         )
     if array.dtype.str not in ("<f4", "<i2"):
         raise TypeMismatchError(
@@ -71,7 +73,8 @@ def encode_samples(type: ColumnType, value: object, where: str) -> tuple[bytes, 
     samples = array[None] if array.ndim == 1 else array
     if samples.ndim != 2 or not samples.size or samples.shape[0] > _MAX_CHANNELS:
         raise DimensionError(
-            f"{where} expects {type} samples as (samples,) or (channels, samples), at most {_MAX_CHANNELS} channels, got {describe(value)}"
+            f"{where} expects {type} samples as (samples,) or (channels, samples), at most {_MAX_CHANNELS} channels, "
+            f"got {describe(value)}"
         )
     rate, codec = _rate(type, where), str(type.option("codec") or "wav").lower()
     if codec == "wav":

@@ -84,7 +84,8 @@ def open_container(data: bytes | memoryview) -> Iterator[Any]:
 
 
 def _check_matroska(data: bytes | memoryview) -> None:
-    """Raises BadMedia where the segment's declared size goes beyond the file: FFmpeg plays such a file without a word."""
+    """Raises BadMedia where the segment's declared size goes beyond the file: FFmpeg plays such a file without a
+    word."""
     head = bytes(data[:256])
     segment = head.find(b"\x18\x53\x80\x67")
     if segment < 0 or segment + 12 > len(head) or not head[segment + 4]:

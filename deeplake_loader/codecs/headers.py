@@ -94,7 +94,7 @@ def _check_scan(data: bytes, start: int, width: int, height: int, process: int) 
     end = len(data) - 2 if data.endswith(b"\xff\xd9") else data.rfind(b"\xff\xd9", start)
     if end < start:
         raise ValueError("JPEG: no end-of-image marker; the file is cut short")
-    # Huffman-coded blocks of 8 x 8 pixels take a bit each at the very least (processes C0-C2; the others are refused later)
+    # a Huffman-coded block of 8 x 8 pixels takes one bit at the very least (processes C0-C2)
     blocks = (width + 7 >> 3) * (height + 7 >> 3)
     if process <= 0xC2 and (end - start) * 8 < blocks:
         raise ValueError(f"JPEG: {end - start} bytes of coded data cannot hold {width}x{height} pixels")

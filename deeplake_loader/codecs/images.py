@@ -28,15 +28,16 @@ Validate = Literal["structure", "decode", "none"]
 
 # Pillow's plugins that are let near a file: no PostScript (it starts a program), no rare formats of the 1990s
 _FORMATS = {
-    "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "jp2": "JPEG2000", "avif": "AVIF",
+    "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "jp2": "JPEG2000",
+    "avif": "AVIF",
 }  # fmt: skip
 _CODECS = {"jpg": "jpeg", "tif": "tiff", "jp2": "jpeg2000"}
 _ENCODERS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 def encode_image(type: ColumnType, value: object, where: str, *, validate: Validate) -> Encoded:
-    """The image as it is stored: bytes and files untouched, arrays and Pillow images as ``IMAGE(codec=..., quality=...)``
-    says (default PNG, lossless)."""
+    """The image as it is stored: bytes and files untouched, arrays and Pillow images as ``IMAGE(codec=...,
+    quality=...)`` says (default PNG, lossless)."""
     data = read_source(value, where)
     if data is None:
         return _encode_pixels(type, _to_pillow(type, value, where), where)
@@ -129,7 +130,8 @@ def _reason(error: BaseException) -> str:
 
 
 def decode_rgb(data: bytes | memoryview, extension: str | None = None) -> Array:
-    """(height, width, 3) uint8, upright, by the rule above. Raises BadMedia, also for damage a decoder only warns of."""
+    """(height, width, 3) uint8, upright, by the rule above. Raises BadMedia, also for damage a decoder only warns
+    of."""
     extension = extension or sniff_image(data)
     if extension not in _FORMATS:
         raise BadMedia(f"{len(data)} bytes that are {_what(extension)}")
@@ -225,14 +227,16 @@ def _to_pillow(type: ColumnType, value: object, where: str) -> Pillow.Image:
     array = to_array(value, where)
     if array is None:
         raise TypeMismatchError(
-            f"{where} expects {type}, got {describe(value)}; pass the file's bytes or path, a Pillow image, or a uint8 array"
+            f"{where} expects {type}, got {describe(value)}; "
+            "pass the file's bytes or path, a Pillow image, or a uint8 array"
         )
     pixels = check_pixels(array, type, value, where)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _plain(type: ColumnType, image: Pillow.Image, where: str) -> Pillow.Image:
-    """The image upright (what it was opened from may say how to turn it) and in a mode that PNG, JPEG and WebP can hold."""
+    """The image upright (what it was opened from may say how to turn it) and in a mode that PNG, JPEG and WebP can
+    hold."""
     from PIL import Image, ImageOps
 
     try:
@@ -245,7 +249,8 @@ def _plain(type: ColumnType, image: Pillow.Image, where: str) -> Pillow.Image:
 
 
 def check_pixels(array: Array, type: ColumnType, value: object, where: str) -> Array:
-    """The array as (height, width, channels) uint8: (H, W), (H, W, 1|3|4), or (1|3|4, H, W) where the last is none of these."""
+    """The array as (height, width, channels) uint8: (H, W), (H, W, 1|3|4), or (1|3|4, H, W) where the last is none of
+    these."""
     import numpy as np
 
     if array.dtype != np.uint8:

@@ -25,11 +25,12 @@ class BadMedia(Exception):
 class MediaInfo:
     """Facts of one value, measured from its bytes when it was written; None where a fact was not measured.
 
-    ``codec``: "jpeg", "png", "h264", "vp9", "pcm_f32le" ...; ``pixel_format``: the stored pixels ("yuv420p", or Pillow's
-    mode names "RGB", "L", "CMYK" for images); ``width``, ``height``: pixels as stored, before ``rotation`` (video:
-    degrees counterclockwise that a player turns the frame by) or ``orientation`` (images: EXIF, 1-8); ``num_frames``:
-    packets that hold a frame to show (samples per channel of audio); ``fps``: frames by duration; ``duration``: seconds;
-    ``keyframes``: numbers of the frames decoding can begin at, in showing order; ``shape``: of a tensor.
+    ``codec``: "jpeg", "png", "h264", "vp9", "pcm_f32le" ...; ``pixel_format``: the stored pixels ("yuv420p", or
+    Pillow's mode names "RGB", "L", "CMYK" for images); ``width``, ``height``: pixels as stored, before ``rotation``
+    (video: degrees counterclockwise that a player turns the frame by) or ``orientation`` (images: EXIF, 1-8);
+    ``num_frames``: packets that hold a frame to show (samples per channel of audio); ``fps``: frames by duration;
+    ``duration``: seconds; ``keyframes``: numbers of the frames decoding can begin at, in showing order; ``shape``: of
+    a tensor.
 
     >>> MediaInfo("tensor", dtype="float16", shape=(4, 64, 64), nbytes=32896).to_json()
     '{"media":"tensor","dtype":"float16","shape":[4,64,64],"nbytes":32896}'
@@ -60,8 +61,8 @@ class MediaInfo:
     def describe(self) -> str:
         """The facts in one line, as a handle shows them.
 
-        >>> MediaInfo("video", codec="h264", width=640, height=272, num_frames=250, duration=10.0, nbytes=509868).describe()
-        'h264 640x272 250 frames 10 s 509868 bytes'
+        >>> MediaInfo("video", codec="h264", width=640, height=272, num_frames=250, duration=10.0).describe()
+        'h264 640x272 250 frames 10 s'
         """
         parts = [
             self.codec if self.media != "tensor" else self.dtype,

@@ -49,18 +49,18 @@ def _read_file(path: str | bytes, where: str) -> bytes:
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{where}: cannot open {path!r}: {error}") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise MediaError(f"{where}: {path!r} is not a regular file; pass the path of a file or its bytes")
         if facts.st_size > MAX_BLOB_BYTES:
-            raise MediaError(
-                f"{where}: {path!r} has {facts.st_size} bytes, more than the limit of {MAX_BLOB_BYTES} per value"
-            )
-        try:
+            raise MediaError(f"{where}: {path!r} has {facts.st_size} bytes; the limit is {MAX_BLOB_BYTES} per value")
+        with open(fd, "rb", closefd=False) as file:
             return _limited(file.read(MAX_BLOB_BYTES + 1), where)
-        except OSError as error:
-            raise StoreError(f"{where}: cannot read {path!r}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{where}: cannot read {path!r}: {error}") from error
+    finally:
+        os.close(fd)
 
 
 def is_torch(value: object) -> bool:

@@ -1,7 +1,8 @@
 """TENSOR values: numpy's .npy file, written and read without numpy's parser.
 
-bfloat16, which numpy lacks, is stored under the descriptor '|V2' (two raw bytes, little-endian), as the ml_dtypes package
-does: ``numpy.load(f).view(ml_dtypes.bfloat16)`` or ``torch.from_numpy(numpy.load(f).view("uint16")).view(torch.bfloat16)``.
+bfloat16, which numpy lacks, is stored under the descriptor '|V2' (two raw bytes, little-endian), as the ml_dtypes
+package does: ``numpy.load(f).view(ml_dtypes.bfloat16)`` or
+``torch.from_numpy(numpy.load(f).view("uint16")).view(torch.bfloat16)``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 MAGIC = b"\x93NUMPY"
 _NAMES = {
-    "b1": "bool", "u1": "uint8", "i1": "int8", "u2": "uint16", "i2": "int16", "u4": "uint32", "i4": "int32", "u8": "uint64",
-    "i8": "int64", "f2": "float16", "V2": "bfloat16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128",
+    "b1": "bool", "u1": "uint8", "i1": "int8", "u2": "uint16", "i2": "int16", "u4": "uint32", "i4": "int32",
+    "u8": "uint64", "i8": "int64", "f2": "float16", "V2": "bfloat16", "f4": "float32", "f8": "float64",
+    "c8": "complex64", "c16": "complex128",
 }  # fmt: skip
 _HEADER = re.compile(r"\{'descr': '([<>|][A-Za-z]\d+)', 'fortran_order': (False|True), 'shape': \(([\d, ]*)\), \} *\n?")
 _MAX_HEADER = 10_000  # numpy's own limit for what it will parse

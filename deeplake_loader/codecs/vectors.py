@@ -71,7 +71,8 @@ def _numbers(type: ColumnType, value: object, where: str) -> Sequence[Any]:
 
             return _encode_array(type, np.asarray(value), value, where).tolist()  # type: ignore[no-any-return]
     raise TypeMismatchError(
-        f"{where} expects {type}, got {describe(value)}; pass a list of floats, a numpy array, a torch tensor or '[0.1, 0.2]'"
+        f"{where} expects {type}, got {describe(value)}; "
+        "pass a list of floats, a numpy array, a torch tensor or '[0.1, 0.2]'"
     )
 
 
@@ -147,7 +148,8 @@ def _refuse_rows(type: ColumnType, array: Array, result: Array, where: str, firs
 
 def _wrong_length(type: ColumnType, shape: str, where: str) -> DimensionError:
     return DimensionError(
-        f"{where} expects {type.dimension} numbers, got shape {shape}; encode the vector again or make the column VECTOR of that length"
+        f"{where} expects {type.dimension} numbers, got shape {shape}; "
+        "encode the vector again or make the column VECTOR of that length"
     )
 
 
@@ -159,5 +161,6 @@ def _overflow(type: ColumnType, where: str) -> TypeMismatchError:
 def _not_finite(type: ColumnType, numbers: Sequence[float], where: str) -> TypeMismatchError:
     index = next((i for i, x in enumerate(numbers) if not math.isfinite(x)), 0)
     return TypeMismatchError(
-        f"{where} expects {type} of finite numbers, got {float(numbers[index])} at index {index}; store NULL where there is no vector"
+        f"{where} expects {type} of finite numbers, got {float(numbers[index])} at index {index}; "
+        "store NULL where there is no vector"
     )

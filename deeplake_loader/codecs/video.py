@@ -1,8 +1,9 @@
-"""VIDEO values: files kept byte for byte once every packet was demuxed, frames encoded by PyAV, and frames read by number.
+"""VIDEO values: files kept byte for byte once every packet was demuxed, frames encoded by PyAV, and frames read by
+number.
 
-Frame numbers count the frames a player shows, in showing order. Packets that hold a frame and are not discarded by an edit
-list are counted, because what containers declare is often wrong (13 of 54 public clips) and decoding all costs 100 times
-more; the two counts agreed on every one of those clips.
+Frame numbers count the frames a player shows, in showing order. Packets that hold a frame and are not discarded by an
+edit list are counted, because what containers declare is often wrong (13 of 54 public clips) and decoding all costs
+100 times more; the two counts agreed on every one of those clips.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def read_frames(
 ) -> None:
     """Calls ``take(number, pixels)`` for each wanted frame: (height, width, 3) uint8 RGB, upright.
 
-    ``wanted``: frame numbers, ascending, each once; ``keyframes``: the numbers recorded at insert, which spare a scan where
-    no seek pays. A frame may be given twice. Raises BadMedia where a wanted frame is missing or damaged.
+    ``wanted``: frame numbers, ascending, each once; ``keyframes``: the numbers recorded at insert, which spare a scan
+    where no seek pays. A frame may be given twice. Raises BadMedia where a wanted frame is missing or damaged.
     """
     if keyframes is not None and len(_segments(wanted, keyframes)) == 1 and _segments(wanted, keyframes)[0][0] == 0:
         return _read_in_order(data, wanted, take)
@@ -150,7 +151,8 @@ def read_frames(
 
 
 def _segments(wanted: Sequence[int], keyframes: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(frame to start decoding at, frames wanted from there): a new start where a key frame skips more than SEEK_GAP."""
+    """(frame to start decoding at, frames wanted from there): a new start where a key frame skips more than
+    SEEK_GAP."""
     segments: list[tuple[int, list[int]]] = []
     position = 0
     for number in wanted:

@@ -1,4 +1,5 @@
-"""Decoding on the CPU, in the calling thread: simplejpeg and Pillow for images, PyAV for video and audio, npy for tensors.
+"""Decoding on the CPU, in the calling thread: simplejpeg and Pillow for images, PyAV for video and audio, npy for
+tensors.
 
 Every decoder releases Python's lock, so several items decode at once in threads.
 """
@@ -34,8 +35,8 @@ def decode(
     draw: Draw | None = None,
     key: str | None = None,
 ) -> Array:
-    """The item as a fresh array: image (3, H, W) uint8, video (T, 3, H, W) uint8, audio (C, S) float32, tensor as stored
-    (bfloat16 as dtype 'V2', see ``to_torch``), BLOB (n,) uint8.
+    """The item as a fresh array: image (3, H, W) uint8, video (T, 3, H, W) uint8, audio (C, S) float32, tensor as
+    stored (bfloat16 as dtype 'V2', see ``to_torch``), BLOB (n,) uint8.
 
     ``draw`` gives the random choices; without it nothing is random. Raises DecodeError, with ``key`` in it, for damage,
     missing frames, and an item over MAX_DECODED_BYTES; TypeMismatchError for a transform of another media.
@@ -52,7 +53,8 @@ def decode_into(
     draw: Draw | None = None,
     key: str | None = None,
 ) -> None:
-    """``decode`` into ``out``, a writable array of the shape that ``output`` told; images are resized straight into it."""
+    """``decode`` into ``out``, a writable array of the shape that ``output`` told; images are resized straight into
+    it."""
     _decode(data, info, transform, out, draw, key)
 
 

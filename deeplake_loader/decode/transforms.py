@@ -1,7 +1,7 @@
 """What a stream makes of each item: plain values that say size, frames and augmentation; no code runs in them.
 
-Every random choice is a pure function of (seed, epoch, sample, column), so it is the same for any batch size, any number
-of workers and after a resume.
+Every random choice is a pure function of (seed, epoch, sample, column), so it is the same for any batch size, any
+number of workers and after a resume.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _check_picture(
     if size is not None:
         sides = (size,) if isinstance(size, int) else size
         whole = isinstance(sides, tuple) and len(sides) in (1, 2) and all(type(s) is int for s in sides)
-        if not whole or not all(1 <= s <= MAX_SIDE for s in sides):  # type: ignore[attr-defined, operator]
+        if not whole or not all(1 <= s <= MAX_SIDE for s in sides):  # type: ignore[attr-defined]
             raise InputError(f"{name}(size={size!r}): expected one side or (height, width), each 1..{MAX_SIDE}")
     if crop not in ("center", "random_resized", "none"):
         raise InputError(f"{name}(crop={crop!r}): expected 'center', 'random_resized' or 'none'")
