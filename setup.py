@@ -1,8 +1,14 @@
 """Packaging: the Python packages, and the C kernels as one library without a Python tag, optional at install."""
 
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1 builds the library in place, but no wheel with our tag
+    bdist_wheel = None
+
+COMMANDS = {}
 
 
 class BuildKernels(build_ext):
@@ -15,12 +21,17 @@ class BuildKernels(build_ext):
         return list(ext.export_symbols)
 
 
-class AnyPythonWheel(bdist_wheel):
-    """Tags the wheel py3-none-<platform>: the library depends on the platform, not on Python's version."""
+COMMANDS["build_ext"] = BuildKernels
 
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+if bdist_wheel is not None:
 
+    class AnyPythonWheel(bdist_wheel):
+        """Tags the wheel py3-none-<platform>: the library depends on the platform, not on Python's version."""
+
+        def get_tag(self) -> tuple[str, str, str]:
+            return "py3", "none", super().get_tag()[2]
+
+    COMMANDS["bdist_wheel"] = AnyPythonWheel
 
 SOURCES = ("crc32c", "integers", "parallel", "read_batch", "resize", "scores", "select")
 HEADERS = ("kernels.h", "resize_avx2.h", "scores_body.h")
@@ -34,7 +45,8 @@ setup(
     packages=[*find_packages(include=["deeplake_loader", "deeplake_loader.*"]), "deeplake_loader.kernels"],
     package_dir={"deeplake_loader.kernels": "kernels"},
     package_data={"deeplake_loader": ["py.typed"], "deeplake_loader.kernels": ["native/*.c", "native/*.h"]},
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
+    exclude_package_data={"deeplake_loader": ["kernels.pyi"]},  # it stands for the folder in a checkout only
+    cmdclass=COMMANDS,
     ext_modules=[
         Extension(
             "deeplake_loader.kernels._kernels",

@@ -47,6 +47,7 @@ def crc32c_blocks(data: Buffer, block: int = 1 << 20, *, threads: int = 1) -> by
     if chosen.library is None:
         return fallback.crc32c_blocks(data, block)
     with Pin("data", data) as pin:
+        block = min(block, max(pin.nbytes, 1))
         sums = bytearray(-(-pin.nbytes // block) * 4)
         with Pin("sums", sums, writable=True) as out:
             chosen.library.dl_crc32c_blocks(chosen.level, pin.address, pin.nbytes, block, out.address, threads)

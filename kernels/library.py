@@ -114,13 +114,13 @@ def backend() -> dict[str, str]:
 
 
 _OPERATIONS = {  # the highest level that has code of its own, and the fallback
-    "crc32c": (1, "google-crc32c"),
-    "crc32c_blocks": (1, "google-crc32c"),
+    "crc32c": (2, "google-crc32c"),
+    "crc32c_blocks": (2, "google-crc32c"),
     "parse_integers": (0, "python"),
     "scores": (2, "numpy"),
     "kth_best": (0, "numpy"),
     "at_least": (0, "numpy"),
-    "read_batch": (1, "google-crc32c"),
+    "read_batch": (2, "google-crc32c"),
     "resize_into": (1, "pillow"),
 }
 

@@ -109,7 +109,8 @@ def kth_best(scores: Buffer, k: int, largest: bool) -> float:
         return reference.kth_best(view, k, largest)
     out = array("d", [0.0])
     with Pin("scores", view) as pin:
-        failed = chosen.library.dl_kth_best(pin.address, pin.nbytes // 8, k, bool(largest), address(out))
+        count = pin.nbytes // 8
+        failed = chosen.library.dl_kth_best(pin.address, count, min(k, count + 1), bool(largest), address(out))
     if failed:
         raise MemoryError(f"no memory for the best {k} of {view.nbytes // 8} scores")
     return out[0]

@@ -1,5 +1,5 @@
-// CRC-32C. The crc32 instruction takes 8 bytes a cycle but answers three cycles later: three blocks are summed at once
-// and joined with carry-less products. Elsewhere: eight tables, 8 bytes a step.
+// CRC-32C. AVX-512: 256 bytes are folded at once with carry-less products. AVX2: the crc32 instruction takes 8 bytes but
+// answers three cycles later, so three blocks are summed at once and joined. Elsewhere: eight tables, 8 bytes a step.
 #include "kernels.h"
 #include <string.h>
 #ifdef DL_X86
@@ -8,9 +8,11 @@
 
 #define POLYNOMIAL 0x82F63B78u  // bit-reflected
 enum { LONG = 2048, SHORT = 256 };  // bytes of one of the three blocks
+enum { WIDE = 256 };                // bytes folded at once
 
 static uint32_t table[8][256];
 static uint64_t shift_long[2], shift_short[2];  // factors that carry a sum over one and over two blocks
+static uint64_t fold_low, fold_high;            // factors that carry 128 bits over WIDE bytes
 
 // a * b modulo the polynomial; reflected: x^0 is the highest bit.
 static uint32_t multiply(uint32_t a, uint32_t b) {
@@ -38,10 +40,13 @@ __attribute__((constructor)) static void make_tables(void) {
     for (int t = 1; t < 8; t++)
         for (uint32_t i = 0; i < 256; i++) table[t][i] = table[t - 1][i] >> 8 ^ table[0][table[t - 1][i] & 255];
     // The instruction that reduces the product multiplies by x^32, and the reflected product by x: 33 are taken off.
+    // A folded product of 64 by 32 bits lands 33 too high as well; its low half stands 64 above its high half.
     for (int blocks = 1; blocks <= 2; blocks++) {
         shift_long[blocks - 1] = power_of_x(8ull * LONG * blocks - 33);
         shift_short[blocks - 1] = power_of_x(8ull * SHORT * blocks - 33);
     }
+    fold_low = power_of_x(8ull * WIDE + 64 - 33);
+    fold_high = power_of_x(8ull * WIDE - 33);
 }
 
 static uint32_t crc_portable(uint32_t crc, const uint8_t *p, int64_t n) {
@@ -86,10 +91,31 @@ DL_TARGET_AVX2 static uint32_t crc_sse42(uint32_t start, const uint8_t *p, int64
     for (; n > 0; n--) crc = _mm_crc32_u8((uint32_t)crc, *p++);
     return (uint32_t)crc;
 }
+
+DL_TARGET_AVX512 static uint32_t crc_avx512(uint32_t crc, const uint8_t *p, int64_t n) {
+    if (n < 4 * WIDE) return crc_sse42(crc, p, n);
+    const __m512i factors = _mm512_set_epi64((long long)fold_high, (long long)fold_low, (long long)fold_high,
+                                             (long long)fold_low, (long long)fold_high, (long long)fold_low,
+                                             (long long)fold_high, (long long)fold_low);
+    uint8_t rest[WIDE];
+    __m512i sum[WIDE / 64];
+    for (int i = 0; i < WIDE / 64; i++) sum[i] = _mm512_loadu_si512(p + 64 * i);
+    sum[0] = _mm512_xor_si512(sum[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+    for (p += WIDE, n -= WIDE; n >= WIDE; p += WIDE, n -= WIDE) {
+        for (int i = 0; i < WIDE / 64; i++) {
+            __m512i low = _mm512_clmulepi64_epi128(sum[i], factors, 0x00);
+            __m512i high = _mm512_clmulepi64_epi128(sum[i], factors, 0x11);
+            sum[i] = _mm512_ternarylogic_epi64(low, high, _mm512_loadu_si512(p + 64 * i), 0x96);  // exclusive or
+        }
+    }
+    for (int i = 0; i < WIDE / 64; i++) _mm512_storeu_si512(rest + 64 * i, sum[i]);
+    return crc_sse42(crc_sse42(0, rest, WIDE), p, n);
+}
 #endif
 
 DL_EXPORT uint32_t dl_crc32c(int32_t level, uint32_t value, const uint8_t *data, int64_t size) {
 #ifdef DL_X86
+    if (level >= DL_AVX512) return ~crc_avx512(~value, data, size);
     if (level >= DL_AVX2) return ~crc_sse42(~value, data, size);
 #endif
     (void)level;

@@ -112,13 +112,12 @@ static void one_row(const struct job *job, int32_t level, int64_t y) {
     const struct shape *s = job->shape;
     int64_t middle = 0, apart = 0, across = 0;  // how far the vector forms came; the plain ones finish
 #ifdef DL_X86
-    if (level >= DL_AVX2) {
-        middle = vertical_avx2(job, y);
-        vertical(job, y, middle);
-        apart = s->channels == 3 ? split_avx2(job) : 0;
-    } else
+    if (level >= DL_AVX2) middle = vertical_avx2(job, y);
 #endif
-        vertical(job, y, 0);
+    vertical(job, y, middle);
+#ifdef DL_X86
+    if (level >= DL_AVX2 && s->channels == 3) apart = split_avx2(job);
+#endif
     split(job, apart);
     for (int64_t c = 0; c < s->channels; c++) {
         const int16_t *plane = job->planes + c * job->plane;

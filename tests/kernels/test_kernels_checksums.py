@@ -37,7 +37,7 @@ def test_the_published_check_values_come_out():
 def test_every_length_around_the_interleaved_blocks_agrees_with_google():
     lengths = {
         *range(70),
-        *(n + d for n in (256, 768, 1536, 2048, 6144, 6912, 12288, 65536) for d in (-9, -1, 0, 1, 7, 8)),
+        *(n + d for n in (256, 768, 1024, 1280, 1536, 2048, 6144, 6912, 12288, 65536) for d in (-9, -1, 0, 1, 8, 100)),
     }
     for n in lengths:
         for start in (0, 1, 5):
@@ -62,7 +62,7 @@ def test_any_contiguous_buffer_will_do(tmp_path: Path):
 
 
 def test_blocks_are_the_checksums_of_the_pieces_whatever_the_threads():
-    for block in (1, 1000, 4096, len(DATA), len(DATA) + 1):
+    for block in (1, 1000, 4096, len(DATA), len(DATA) + 1, 2**63 - 1, 2**64 + 5):
         data = DATA[:3000] if block == 1 else DATA
         pieces = [data[i : i + block] for i in range(0, len(data), block)]
         expected = struct.pack(f"<{len(pieces)}I", *map(google_crc32c.value, pieces))

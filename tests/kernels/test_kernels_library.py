@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -67,3 +70,11 @@ assert kernels.crc32c(b"123456789") == 0xE3069283
 assert "numpy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(library.__file__).parents[1])
+
+
+def test_the_examples_in_the_documentation_run():
+    names = [found.name for found in pkgutil.iter_modules(kernels.__path__) if not found.name.startswith("_")]
+    modules = [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
+    results = [doctest.testmod(module) for module in modules]
+    assert sum(result.attempted for result in results) > 10
+    assert not any(result.failed for result in results)

@@ -165,7 +165,8 @@ def test_the_best_k_of_many_with_ties_agree_with_numpy():
     for k in (1, 2, 100, 5000, len(ordered)):
         assert kernels.kth_best(values, k, largest=True) == ordered[-k]
         assert kernels.kth_best(values, k, largest=False) == ordered[k - 1]
-    assert math.isnan(kernels.kth_best(values, len(ordered) + 1, largest=True))
+    for k in (len(ordered) + 1, 2**64 + 1):
+        assert math.isnan(kernels.kth_best(values, k, largest=True))
     with pytest.raises(InputError, match="k is 0"):
         kernels.kth_best(values, 0, largest=True)
     with pytest.raises(TypeMismatchError, match="scores has"):
