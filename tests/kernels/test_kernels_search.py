@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_backends import NAMES, available, using
+from kernel_backends import NAMES, using
 
 from deeplake_loader import kernels
 from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
@@ -188,7 +188,3 @@ def test_text_that_is_no_list_of_int64_is_refused(text: str):
         kernels.parse_integers("12," + text)
     with pytest.raises(InputError):
         kernels.parse_integers(text)
-
-
-def test_at_least_one_implementation_is_tested():
-    assert available()
