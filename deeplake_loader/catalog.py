@@ -288,7 +288,8 @@ class Catalog:
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=self.timeout_s):
+        lock = self._lock  # a forked child gets a new one while its parent's blocks unwind
+        if not lock.acquire(timeout=self.timeout_s):
             raise LockedError(
                 f"another thread's transaction on {self.root.folder} did not end within {self.timeout_s} s; "
                 "end it, or open a handle of its own for this thread"
@@ -296,7 +297,7 @@ class Catalog:
         try:
             yield
         finally:
-            self._lock.release()
+            lock.release()
 
     def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
         """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
@@ -405,7 +406,8 @@ class Catalog:
             self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._resolve(tx, error)
-        self._finish(committed=True)
+        else:
+            self._finish(committed=True)
 
     def _resolve(self, tx: Transaction, error: sqlite3.Error) -> None:
         """After an error of COMMIT: returns if the commit is there after all, else raises."""
@@ -435,9 +437,10 @@ class Catalog:
             return
         self.execute("INSERT OR REPLACE INTO _dl_meta VALUES ('settled', ?)", (tx.id,))
         self._unsettled = None
-        if self.fetchone("SELECT 1 FROM _dl_commits WHERE id = ?", (tx.id,)) is None:
+        committed = self.fetchone("SELECT 1 FROM _dl_commits WHERE id = ?", (tx.id,)) is not None
+        if not committed:
             tx.seq = None
-            self._finish(committed=False)
+        self._finish(committed=committed)
 
     def _roll_back(self, tx: Transaction) -> None:
         if self._transaction is not tx:  # a forked child leaving its parent's block

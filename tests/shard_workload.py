@@ -118,7 +118,7 @@ def blobs_of(row: int) -> dict[str, bytes]:
 
 
 def verify(root: str, acknowledged: int) -> None:
-    """Raises AssertionError unless the store holds the acknowledged steps, at most one more, whole, and nothing else."""
+    """Raises AssertionError unless the store holds the acknowledged steps, maybe one more, whole, and nothing else."""
     catalog, shards = open_store(root)
     create(catalog)
     rows = {row: addresses for row, *addresses in catalog.fetchall(f"SELECT * FROM {TABLE}")}
