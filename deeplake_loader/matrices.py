@@ -23,8 +23,8 @@ from threading import Thread
 from typing import Literal, Protocol, cast
 
 from deeplake_loader import kernels
-from deeplake_loader.errors import CorruptionError
-from deeplake_loader.store import file_errors, sync_folder, write_at
+from deeplake_loader.errors import CorruptionError, DeeplakeError
+from deeplake_loader.store import file_errors, read_at, sync_folder, write_at
 from deeplake_loader.types import ColumnType
 
 BLOCK = 1 << 20
@@ -223,10 +223,10 @@ class Written:
     ``checks`` (crc32c per block) are ready at once; ``finish`` waits for the rest.
     """
 
-    __slots__ = ("_digest", "_error", "_fd", "_path", "_pid", "_queues", "_threads", "checks", "size")
+    __slots__ = ("_digest", "_error", "_extended", "_fd", "_path", "_pid", "_queues", "_threads", "checks", "size")
 
     def __init__(self, path: str, header: bytes, data: memoryview) -> None:
-        self._path, self._pid, self._digest = path, os.getpid(), ""
+        self._path, self._pid, self._digest, self._extended = path, os.getpid(), "", False
         self._error: Exception | None = None
         self.size = len(header) + len(data)
         with file_errors("make the vectors", path):
@@ -253,6 +253,22 @@ class Written:
         self._tell(None)
         return b"".join(checks)
 
+    def extend(self, header: bytes, data: memoryview) -> None:
+        """Adds rows and puts the header of the new count in place; the sha256 is then computed once, by ``finish``."""
+        self._join()
+        self._extended = True
+        try:
+            for start in range(0, len(data), _PIECE):
+                write_at(self._fd, [data[start : start + _PIECE]], self.size + start, self._path)
+            write_at(self._fd, [header], 0, self._path)
+            first = kernels.crc32c(read_at(self._fd, 0, min(BLOCK, self.size + len(data)), self._path))
+        except DeeplakeError as error:
+            self._error = error  # half extended: the file may not be committed any more
+            raise
+        checks = _more_checks(self.checks, self.size, data)
+        self.checks = first.to_bytes(4, "little") + checks[4:]
+        self.size += len(data)
+
     def _put(self, buffers: list[bytes | memoryview], offset: int) -> int:
         end = write_at(self._fd, buffers, offset, self._path)
         self._tell(end)
@@ -270,17 +286,21 @@ class Written:
             self._error = error  # raised again by finish(), in the thread that asked for the file
 
     def _hash(self, queue: SimpleQueue[int | None]) -> None:
+        self._digest = self._hashed(cast(Iterable[int], iter(queue.get, None)))
+
+    def _hashed(self, ends: Iterable[int]) -> str:
+        """The sha256 of the file, read as far as each end in turn."""
         import hashlib
 
         digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(BLOCK)), 0
-        while (end := queue.get()) is not None:
+        for end in ends:
             while offset < end:
                 got = os.preadv(self._fd, [buffer[: end - offset]], offset)
                 if not got:
                     raise CorruptionError(f"{self._path}: ends at byte {offset} while it is being written")
                 digest.update(buffer[:got])
                 offset += got
-        self._digest = digest.hexdigest()
+        return digest.hexdigest()
 
     def _sync(self, queue: SimpleQueue[int | None]) -> None:
         synced = 0
@@ -296,11 +316,13 @@ class Written:
         Raises:
             StoreError: the disk refused.
         """
-        self._close()
-        if self._error is not None:
-            raise self._error
+        self._join()
         with file_errors("sync", self._path):
+            if self._extended:
+                os.fsync(self._fd)
+                self._digest = self._hashed([self.size])
             sync_folder(os.path.dirname(self._path))
+        self._close()
         return self._digest
 
     def discard(self) -> None:
@@ -311,13 +333,19 @@ class Written:
         if os.getpid() != self._pid:
             return
         self._tell(None)
+        with suppress(DeeplakeError):
+            self._join()
         self._close()
         with suppress(OSError):
             os.unlink(self._path)
 
-    def _close(self) -> None:
+    def _join(self) -> None:
         for thread in self._threads:
             thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -328,6 +356,15 @@ def _first_checks(header: bytes, data: memoryview) -> bytes:
     head, rest = data[: BLOCK - HEADER], data[BLOCK - HEADER :]
     first = kernels.crc32c(head, kernels.crc32c(header)).to_bytes(4, "little")
     return first + kernels.crc32c_blocks(rest, BLOCK) if len(rest) else first
+
+
+def _more_checks(checks: bytes, size: int, data: memoryview) -> bytes:
+    """The checksums of a file of ``size`` bytes after ``data`` was added to it."""
+    room = -size % BLOCK
+    if not room:
+        return checks + kernels.crc32c_blocks(data, BLOCK)
+    last = kernels.crc32c(data[:room], int.from_bytes(checks[-4:], "little")).to_bytes(4, "little")
+    return checks[:-4] + last + kernels.crc32c_blocks(data[room:], BLOCK)
 
 
 def rows_of(addresses: Sequence[int], base: int) -> array[int]:

@@ -1,8 +1,8 @@
 """The vector columns of a store: rows of matrices, by address.
 
 Vectors of small transactions rest in the catalog (one value per append, under an ordinal of the column's open file) and
-move to one sealed .npy at 8 MB; an append of 1 MB or more is a sealed .npy of its own at once. Either way the address
-was given at the append and never changes: sealing moves bytes, not rows.
+move to one sealed .npy at 8 MB; an append of 1 MB or more goes to a .npy at once, the one that the same transaction
+began, if any. Either way the address was given at the append and never changes: sealing moves bytes, not rows.
 
     append < 1 MB -> _dl_tail --- 8 MB or seal() ---.
     append >= 1 MB ---------------------------------+-> vectors/<table>/<column>/<name>.npy
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 BULK = 1 << 20
-"""Bytes from which one append becomes a sealed file of its own."""
+"""Bytes from which one append goes to a file at once."""
+
+LARGEST = 256 << 20
+"""Bytes up to which a transaction's further appends extend the file that it began."""
 
 TAIL = 8 << 20
 """Bytes of resting vectors at which a column's tail is sealed."""
 
+_Key = tuple[str, str, Layout]
 _FILE = "SELECT kind, table_name, column_name, url, state, count, checks, dtype, dimension FROM _dl_files WHERE id = ?"
 
 
@@ -59,8 +63,9 @@ class Vectors(Participant):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._matrices: dict[int, Matrix] = {}
-        self._open: dict[tuple[str, str, Layout], int] = {}
+        self._open: dict[_Key, int] = {}
         self._written: list[tuple[int, Written]] = []
+        self._growing: dict[_Key, tuple[int, int, Written]] = {}  # (file, rows, file being written)
         self._error: DeeplakeError | None = None
         self._functions = [ScoreFunction(name, self.matrix, self._keep_error) for name in scoring.FUNCTIONS]
         catalog.participants.append(self)
@@ -88,16 +93,33 @@ class Vectors(Participant):
             raise InputError("append vectors inside catalog.transaction(): rows and vectors commit as one")
         if not count:
             return range(0)
-        if len(flat) >= BULK:
-            return self._append_file(table, column, layout, flat, count)
-        return self._append_tail(table, column, layout, flat, count)
+        key = (table, column, layout)
+        if len(flat) < BULK:
+            return self._append_tail(key, flat, count)
+        growing = self._growing.get(key)
+        if growing is not None and growing[2].size + len(flat) <= LARGEST:
+            return self._extend_file(key, flat, count)
+        return self._append_file(key, flat, count)
 
-    def _append_file(self, table: str, column: str, layout: Layout, data: memoryview, count: int) -> range:
+    def _append_file(self, key: _Key, data: memoryview, count: int) -> range:
+        table, column, layout = key
         pack_address(1, count - 1)
         url = _new_url(table, column)
         written = self._write(url, layout, data, count)
         file = self._insert_file((table, column, url, "sealed", count, written.size, written.checks), layout, written)
+        self._growing[key] = file, count, written
         first = pack_address(file, 0)
+        return range(first, first + count)
+
+    def _extend_file(self, key: _Key, data: memoryview, count: int) -> range:
+        file, held, written = self._growing[key]
+        total = held + count
+        first = pack_address(file, total - 1) - count + 1
+        written.extend(key[2].header(total), data)
+        self._growing[key] = file, total, written
+        sql = "UPDATE _dl_files SET count = ?, size = ?, checks = ? WHERE id = ?"
+        self._catalog.execute(sql, (total, written.size, written.checks, file))
+        self._matrices.pop(file, None)  # mapped with the header of fewer rows
         return range(first, first + count)
 
     def _write(self, url: str, layout: Layout, data: memoryview, count: int) -> Written:
@@ -121,8 +143,7 @@ class Vectors(Participant):
             self._written.append((file, written))
         return file
 
-    def _append_tail(self, table: str, column: str, layout: Layout, data: memoryview, count: int) -> range:
-        key = (table, column, layout)
+    def _append_tail(self, key: _Key, data: memoryview, count: int) -> range:
         total, size = self._reserve(key, count, len(data)) or self._new_tail(key, count, len(data))
         file = self._open[key]
         first = pack_address(file, total - count)
@@ -131,7 +152,7 @@ class Vectors(Participant):
             self._seal(file)
         return range(first, first + count)
 
-    def _reserve(self, key: tuple[str, str, Layout], count: int, size: int) -> tuple[int, int] | None:
+    def _reserve(self, key: _Key, count: int, size: int) -> tuple[int, int] | None:
         """(rows, bytes) of the column's open file once ``count`` rows were added; None where none is open."""
         file = self._open.get(key) or self._find_open(*key)
         if file is None:
@@ -155,7 +176,7 @@ class Vectors(Participant):
         row = self._catalog.fetchone(sql, (table, column, layout.dtype, layout.dimension))
         return None if row is None else int(row[0])
 
-    def _new_tail(self, key: tuple[str, str, Layout], count: int, size: int) -> tuple[int, int]:
+    def _new_tail(self, key: _Key, count: int, size: int) -> tuple[int, int]:
         table, column, layout = key
         values = (table, column, _new_url(table, column), "open", count, size, None)
         self._open[key] = self._insert_file(values, layout, None)
@@ -192,11 +213,13 @@ class Vectors(Participant):
     # -- the transaction -----------------------------------------------------------------------------------------------
 
     def savepoint(self) -> int:
+        self._growing.clear()  # what a savepoint may undo goes to files of its own
         return len(self._written)
 
     def rollback_to(self, token: object) -> None:
         kept = cast(int, token)
         undone, self._written = self._written[kept:], self._written[:kept]
+        self._growing.clear()
         for file, written in undone:
             self._matrices.pop(file, None)
             written.discard()
@@ -204,6 +227,7 @@ class Vectors(Participant):
 
     def prepare(self) -> None:
         """Waits until every file of the transaction is on the disk, and records its sha256."""
+        self._growing.clear()
         for file, written in self._written:
             self._catalog.execute("UPDATE _dl_files SET sha256 = ? WHERE id = ?", (written.finish(), file))
 
@@ -216,6 +240,12 @@ class Vectors(Participant):
     def forked(self) -> None:
         """The parent's open transaction may yet roll back: its rows are not ours to remember."""
         self.rollback_to(0)
+
+    def close(self) -> None:
+        """Lets go of every mapped file, and removes those of a transaction that is still open."""
+        if self._catalog.in_transaction:
+            self.rolled_back()
+        self._matrices.clear()
 
     def _forget(self) -> None:
         """Drops what may have come from rows that are gone; a rolled-back address is given out again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from deeplake_loader.errors import (
     InputError,
     NotFoundError,
     SQLError,
+    StoreError,
     TypeMismatchError,
 )
 from deeplake_loader.matrices import Layout, Sealed, Tail
@@ -114,6 +117,89 @@ def test_a_small_append_rests_in_the_catalog_and_a_bulk_append_is_one_file(store
     assert sha == hashlib.sha256(path.read_bytes()).hexdigest()
     assert size == path.stat().st_size
     assert len(checks) == 4 * -(-size // (1 << 20))
+
+
+def test_bulk_appends_of_one_transaction_share_a_file(store: Vectors, catalog: Catalog) -> None:
+    rows = matrix(4 * bulk_rows())
+    parts = np.array_split(rows, 3)
+    with catalog.transaction():
+        addresses = []
+        for part in parts:
+            addresses += store.append("t", "v", F32, part, len(part))
+            assert store.get(addresses[-1]) == part[-1].tobytes()  # readable before the commit, and extended after
+            assert store.get(addresses[0]) == rows[0].tobytes()
+    (path,) = (Path(catalog.root.folder, f) for f in files(catalog))
+    assert addresses == list(range(addresses[0], addresses[0] + len(rows)))
+    assert np.array_equal(np.load(path, allow_pickle=False), rows)
+    sha, size, checks = catalog.fetchone("SELECT sha256, size, checks FROM _dl_files")
+    assert (sha, size) == (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+    assert checks == kernels.crc32c_blocks(path.read_bytes())
+    assert np.array_equal(connect(catalog).gather(np.array(addresses)), rows)
+    append(store, rows)
+    assert len(files(catalog)) == 2
+
+
+def test_a_file_is_extended_up_to_a_limit(store: Vectors, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "LARGEST", 5 << 19)
+    rows = matrix(bulk_rows())
+    with catalog.transaction():
+        addresses = [a for _ in range(4) for a in store.append("t", "v", F32, rows, len(rows))]
+    assert len(files(catalog)) == 2
+    assert np.array_equal(store.gather(np.array(addresses)), np.concatenate([rows] * 4))
+
+
+@given(st.lists(st.integers(1, 2_000_000), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_checksums_grow_with_the_file(sizes: list[int]) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, sum(sizes), dtype=np.uint8).tobytes()
+    checks, end = b"", 0
+    for size in sizes:
+        checks = matrices._more_checks(checks, end, memoryview(whole)[end : end + size])
+        end += size
+    assert checks == kernels.crc32c_blocks(whole)
+
+
+@pytest.mark.parametrize("refused", ["fsync", "preadv", "pwritev"])
+def test_a_disk_that_refuses_leaves_nothing(
+    store: Vectors, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    rows = matrix(bulk_rows())
+
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    (kept, *_) = append(store, rows[:1])
+    with (
+        pytest.raises(StoreError, match=r"No space left.*free space"),
+        catalog.transaction(),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(os, refused, full)
+        store.append("t", "v", F32, rows, len(rows))
+        store.prepare()
+    assert files(catalog) == []
+    assert catalog.fetchone("SELECT count(*) FROM _dl_files")[0] == 1
+    assert np.array_equal(store.gather(np.array(append(store, rows))), rows)
+    assert store.get(kept) == rows[0].tobytes()
+
+
+def test_a_half_extended_file_is_never_committed(
+    store: Vectors, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = matrix(bulk_rows())
+    with pytest.raises(StoreError), catalog.transaction():
+        store.append("t", "v", F32, rows, len(rows))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+            with pytest.raises(StoreError):
+                store.append("t", "v", F32, rows, len(rows))
+    assert files(catalog) == []
+
+
+def test_closing_inside_a_transaction_takes_its_files_back(store: Vectors, catalog: Catalog) -> None:
+    append(store, matrix(bulk_rows()))
+    with catalog.transaction():
+        store.append("t", "v", F32, matrix(bulk_rows()), bulk_rows())
+        store.close()
+        assert len(files(catalog)) == 1
 
 
 def test_names_with_slashes_and_dots_stay_under_the_root(store: Vectors, catalog: Catalog) -> None:
