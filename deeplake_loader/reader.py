@@ -28,7 +28,6 @@ Indices = npt.NDArray[np.int64]
 
 _ALIGN = 64
 _MAX_FILES = 128
-_SPARE_BUFFERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ class _Files:
 
 
 class _Buffers:
-    """Read buffers to be used again, a few of the largest kept; any thread may give one back."""
+    """Read buffers to be used again, never more than were in use at once; any thread may give one back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -208,4 +207,3 @@ class _Buffers:
         with self._lock:
             self._spare.append(buffer)
             self._spare.sort(key=len)
-            del self._spare[:-_SPARE_BUFFERS]

@@ -66,7 +66,7 @@ class Store:
 
     def rowset(self, names: list[str] | None = None, records: list[tuple[Any, ...]] | None = None) -> RowSet:
         chosen = [NAMES.index(n) for n in names or NAMES]
-        kept = [tuple(r[i] for i in chosen) + (r[-1],) for r in (self.records if records is None else records)]
+        kept = [(*(r[i] for i in chosen), r[-1]) for r in (self.records if records is None else records)]
         return RowSet([*(NAMES[i] for i in chosen), f"{KEY_PREFIX}0"], [*(TYPES[i] for i in chosen), None], kept)
 
     def stream(self, names: list[str] | None = None, **options: Any) -> Stream:
