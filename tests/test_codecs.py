@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import io
 import json
 import math
@@ -67,8 +68,8 @@ def test_a_vector_is_the_same_bytes_from_every_kind_of_value():
     expected = np.array(numbers, "<f4").tobytes()
     values = [
         numbers, tuple(numbers), array.array("d", numbers), np.array(numbers), np.array(numbers, np.float16),
-        np.array(numbers, ">f8"), torch.tensor(numbers), torch.tensor(numbers, dtype=torch.bfloat16, requires_grad=True),
-        "[0.5, -1.25, 3, 0]", [np.float32(v) for v in numbers],
+        np.array(numbers, ">f8"), torch.tensor(numbers), torch.tensor(numbers, dtype=torch.bfloat16),
+        torch.tensor(numbers, requires_grad=True), "[0.5, -1.25, 3, 0]", [np.float32(v) for v in numbers],
     ]  # fmt: skip
     for value in values:
         assert encode_vector(kind, value, WHERE) == expected, type(value)
@@ -77,7 +78,8 @@ def test_a_vector_is_the_same_bytes_from_every_kind_of_value():
 
 def test_a_list_of_floats_becomes_a_vector_without_numpy():
     code = (
-        "import sys; from deeplake_loader.codecs import encode_vector, encode; from deeplake_loader.types import ColumnType;"
+        "import sys; from deeplake_loader.codecs import encode_vector, encode;"
+        "from deeplake_loader.types import ColumnType;"
         "encode_vector(ColumnType.parse('VECTOR(2)'), [1.0, 2.0], 'w'); encode(ColumnType('BLOB'), b'', where='w');"
         "print([m for m in ('numpy', 'torch', 'PIL', 'av', 'simplejpeg') if m in sys.modules])"
     )
@@ -296,10 +298,8 @@ def test_flipped_bytes_never_raise_anything_but_our_error(format, flips):
     data = bytearray(saved(picture(16, 12), format))
     for place, value in flips:
         data[int(place * len(data))] = value
-    try:
+    with contextlib.suppress(MediaError):
         encode(parse("IMAGE"), bytes(data), validate="decode", where=WHERE)
-    except MediaError:
-        pass
 
 
 def test_bombs_and_scripts_are_refused_before_anything_is_allocated():
@@ -338,13 +338,14 @@ def test_frames_come_back_in_number_size_and_nearly_in_colour(codec, size):
 
 def test_frames_are_taken_from_tensors_channel_first_arrays_and_lists():
     frames = clip()
-    data = encode(parse("VIDEO"), frames, where=WHERE).data
     values = [
         torch.from_numpy(frames), frames.transpose(0, 3, 1, 2), list(frames), [Image.fromarray(f) for f in frames],
         [torch.from_numpy(f) for f in frames],
     ]  # fmt: skip
     for value in values:
-        assert encode(parse("VIDEO"), value, where=WHERE).data == data
+        stored, back = encode(parse("VIDEO"), value, where=WHERE), {}
+        codecs.video.read_frames(stored.data, range(12), back.__setitem__)
+        assert np.abs(np.stack([back[i] for i in range(12)]).astype(int) - frames).mean() < 4
 
 
 @pytest.mark.parametrize(

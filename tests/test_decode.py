@@ -264,9 +264,11 @@ def test_tensors_come_as_stored_or_converted_and_own_their_memory():
 def test_transforms_are_checked_when_they_are_made_and_against_their_media():
     bad = [
         (Image, {"size": 0}), (Image, {"size": (1, 2, 3)}), (Image, {"size": 2.5}), (Image, {"crop": "left"}),
-        (Image, {"crop": "random_resized"}), (Image, {"scale": (0, 1)}), (Image, {"flip": 2}), (Image, {"layout": "TCHW"}),
+        (Image, {"crop": "random_resized"}), (Image, {"scale": (0, 1)}), (Image, {"flip": 2}),
+        (Image, {"layout": "TCHW"}),
         (Video, {"num_frames": 0}), (Video, {"stride": 0}), (Video, {"num_frames": 2, "stride": 2}),
-        (Video, {"frame_indices": (-1,)}), (Video, {"frame_indices": (1,), "num_frames": 1}), (Audio, {"channels": 3}),
+        (Video, {"frame_indices": (-1,)}), (Video, {"frame_indices": (1,), "num_frames": 1}),
+        (Audio, {"channels": 3}),
         (Audio, {"duration": 0}), (Tensor, {"dtype": "bfloat16"}), (Tensor, {"dtype": "object"}),
     ]  # fmt: skip
     for kind, options in bad:

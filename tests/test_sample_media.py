@@ -1,4 +1,4 @@
-"""Every sample file of the media folder, good, tricky and corrupt: refused at insert, or decoded right, or a typed error."""
+"""Every sample media file, good, tricky and corrupt: refused at insert, decoded right, or a typed error."""
 
 from __future__ import annotations
 

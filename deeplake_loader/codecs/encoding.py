@@ -33,9 +33,7 @@ class Encoder(NamedTuple):
 
 ENCODERS = {
     "h264": Encoder("libx264", "mp4", 18, {"preset": "fast"}),
-    "hevc": Encoder(
-        "libx265", "mp4", 20, {"preset": "fast", "x265-params": "log-level=none:pools=none:frame-threads=1"}
-    ),
+    "hevc": Encoder("libx265", "mp4", 20, {"preset": "fast", "x265-params": "log-level=none"}),
     "vp9": Encoder("libvpx-vp9", "webm", 30, {"b": "0", "deadline": "good", "cpu-used": "5"}),
 }
 DEFAULT_FPS = 24
@@ -116,14 +114,12 @@ def _encode(encoder: Encoder, type: ColumnType, frames: Array, where: str) -> by
 
     file, fps = io.BytesIO(), _number(type, "fps", DEFAULT_FPS, 1, 1000, where)
     options = {"crf": str(_number(type, "crf", encoder.crf, 0, 63, where)), **encoder.options}
-    # bitexact: no random ids in the file, so that equal clips are equal bytes
+    # bitexact: no random ids in the file; x264 may still write other bytes for equal frames
     with av.open(file, "w", format=encoder.container, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(encoder.name, rate=Fraction(fps), options=options)
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         odd = stream.width % 2 or stream.height % 2
         stream.pix_fmt = "yuv444p" if odd and encoder.container == "mp4" else "yuv420p"
-        # x264 with two threads gave other bytes in 1 of 16 runs; clips are encoded side by side anyway
-        stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
         _tag_colours(stream.codec_context)
         for packet in _packets(stream, frames):

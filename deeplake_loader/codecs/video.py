@@ -74,7 +74,7 @@ def scan_packets(data: bytes | memoryview) -> Packets:
         # an MP4's sample table lists every frame; other containers' counts are guesses
         if container.format.name.startswith("mov") and stream.frames > total:
             raise BadMedia(f"the file is cut short: {total} of {stream.frames} frames are in it")
-        base, declared = stream.time_base, stream.duration
+        base, declared, seekable = stream.time_base, stream.duration, _is_seekable(stream.codec_context)
     if not found:
         raise BadMedia("the video stream holds no frames")
     if any(pts is None for pts, _, _ in found) or len({pts for pts, _, _ in found}) < len(found):
@@ -83,10 +83,15 @@ def scan_packets(data: bytes | memoryview) -> Packets:
     found.sort()
     return Packets(
         len(found),
-        tuple(pts for pts, _, _ in found),
+        tuple(pts for pts, _, _ in found) if seekable else None,
         tuple(i for i, (_, key, _) in enumerate(found) if key),
         _duration(found, base),
     )
+
+
+def _is_seekable(context: Any) -> bool:
+    """False for H.264 4:4:4: older x264 files decode only after a note in their very first packet was read."""
+    return not (context.name == "h264" and (context.pix_fmt or "").startswith(("yuv444", "yuvj444")))
 
 
 def _duration(found: Sequence[tuple[int, bool, int]], base: Fraction | None) -> float | None:
@@ -186,22 +191,29 @@ def _read_segments(
     segments: list[tuple[int, list[int]]],
     take: Callable[[int, Array], None],
 ) -> bool:
-    """Whether every wanted frame was met by its presentation time; False sends the caller back to decoding in order."""
+    """Whether every wanted frame was met, sound, by its presentation time; else the caller decodes in order."""
     times = packets.times or ()
     numbers = {time: number for number, time in enumerate(times)}
-    with open_container(data) as container:
-        stream = video_stream(container)
-        for start, wanted in segments:
-            container.seek(times[start], stream=stream, backward=True)
-            if not _read_segment(container, stream, numbers, wanted, take):
-                return False
-    return True
+    try:
+        with open_container(data) as container:
+            stream = video_stream(container)
+            return all(
+                _read_segment(container, stream, times[start], numbers, wanted, take) for start, wanted in segments
+            )
+    except BadMedia:
+        return False
 
 
 def _read_segment(
-    container: Any, stream: Any, numbers: dict[int, int], wanted: list[int], take: Callable[[int, Array], None]
+    container: Any,
+    stream: Any,
+    time: int,
+    numbers: dict[int, int],
+    wanted: list[int],
+    take: Callable[[int, Array], None],
 ) -> bool:
     missing = set(wanted)
+    container.seek(time, stream=stream, backward=True)
     for frame in container.decode(stream):
         number = numbers.get(frame.pts, -1)
         if number in missing:
