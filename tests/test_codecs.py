@@ -20,8 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deeplake_loader import codecs
-from deeplake_loader.codecs import MediaInfo, decode_tensor, encode, encode_many, encode_vector, encode_vectors
+from deeplake_loader.codecs import (
+    MediaInfo,
+    audio,
+    decode_tensor,
+    encode,
+    encode_many,
+    encode_vector,
+    encode_vectors,
+    sources,
+    tensor_to_torch,
+    tensors,
+    video,
+)
 from deeplake_loader.codecs.images import decode_rgb
 from deeplake_loader.errors import (
     CorruptionError,
@@ -147,7 +158,7 @@ def test_many_vectors_are_one_buffer_and_errors_name_the_row():
 # tensors
 
 
-@pytest.mark.parametrize("dtype", [d for d in codecs.tensors._NAMES.values() if d != "bfloat16"])
+@pytest.mark.parametrize("dtype", [d for d in tensors._NAMES.values() if d != "bfloat16"])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3, 4)])
 def test_a_tensor_is_what_numpy_save_writes_and_comes_back_bit_exact(dtype, shape):
     source = np.frombuffer(np.random.default_rng(1).bytes(16 * max(1, math.prod(shape))), np.uint8)
@@ -159,13 +170,13 @@ def test_a_tensor_is_what_numpy_save_writes_and_comes_back_bit_exact(dtype, shap
     assert stored.data == file.getvalue() and stored.extension == "npy"
     assert (stored.info.dtype, stored.info.shape) == (dtype, shape)
     assert decode_tensor(stored.data).tobytes() == value.tobytes()
-    assert codecs.tensor_to_torch(decode_tensor(stored.data)).numpy().tobytes() == value.tobytes()
+    assert tensor_to_torch(decode_tensor(stored.data)).numpy().tobytes() == value.tobytes()
 
 
 def test_bfloat16_comes_back_bit_exact_and_numpy_reads_its_bytes():
     value = torch.randn(3, 5).to(torch.bfloat16)
     stored = encode(parse("TENSOR(bfloat16, 3, *)"), value.T.contiguous().T, where=WHERE)
-    back = codecs.tensor_to_torch(decode_tensor(stored.data))
+    back = tensor_to_torch(decode_tensor(stored.data))
     assert back.dtype == torch.bfloat16 and torch.equal(back, value)
     assert np.load(io.BytesIO(stored.data)).tobytes() == value.view(torch.uint16).numpy().tobytes()
 
@@ -332,7 +343,7 @@ def test_frames_come_back_in_number_size_and_nearly_in_colour(codec, size):
     assert (info.codec, info.height, info.width, info.num_frames) == (codec, *size, 12)
     assert info.fps == pytest.approx(12, rel=0.01) and info.keyframes[0] == 0
     back: dict[int, np.ndarray] = {}
-    codecs.video.read_frames(stored.data, range(12), back.__setitem__)
+    video.read_frames(stored.data, range(12), back.__setitem__)
     assert np.abs(np.stack([back[i] for i in range(12)]).astype(int) - frames).mean() < 4
 
 
@@ -344,7 +355,7 @@ def test_frames_are_taken_from_tensors_channel_first_arrays_and_lists():
     ]  # fmt: skip
     for value in values:
         stored, back = encode(parse("VIDEO"), value, where=WHERE), {}
-        codecs.video.read_frames(stored.data, range(12), back.__setitem__)
+        video.read_frames(stored.data, range(12), back.__setitem__)
         assert np.abs(np.stack([back[i] for i in range(12)]).astype(int) - frames).mean() < 4
 
 
@@ -400,13 +411,13 @@ def test_samples_become_wav_or_flac_and_come_back():
     stored = encode(parse("AUDIO(sample_rate=16000)"), stereo, where=WHERE)
     assert (stored.extension, stored.info.sample_rate, stored.info.channels) == ("wav", 16000, 2)
     assert stored.info.duration == pytest.approx(0.1)
-    back, rate = codecs.audio.decode_samples(stored.data)
+    back, rate = audio.decode_samples(stored.data)
     assert rate == 16000 and np.array_equal(back, stereo)
     whole = (stereo * 32767).astype("i2")
     with wave.open(io.BytesIO(encode(parse("AUDIO(sample_rate=16000)"), whole, where=WHERE).data)) as file:
         assert np.array_equal(np.frombuffer(file.readframes(1600), "<i2").reshape(-1, 2).T, whole)
     flac = encode(parse("AUDIO(sample_rate=16000, codec='flac')"), whole, where=WHERE)
-    assert np.array_equal(codecs.audio.decode_samples(flac.data)[0] * 32768, whole)
+    assert np.array_equal(audio.decode_samples(flac.data)[0] * 32768, whole)
     with pytest.raises(InputError, match="sample_rate"):
         encode(parse("AUDIO"), sound, where=WHERE)
     with pytest.raises(TypeMismatchError):
@@ -423,7 +434,7 @@ def test_paths_must_name_regular_files_within_the_limit(tmp_path, monkeypatch):
     for value in (tmp_path, tmp_path / "pipe", "https://example.org/a.jpg"):
         with pytest.raises(MediaError):
             encode(parse("IMAGE"), value, where=WHERE)
-    monkeypatch.setattr(codecs.sources, "MAX_BLOB_BYTES", 10)
+    monkeypatch.setattr(sources, "MAX_BLOB_BYTES", 10)
     (tmp_path / "large").write_bytes(b"x" * 11)
     for value in (tmp_path / "large", b"x" * 11):
         with pytest.raises(MediaError, match="limit"):

@@ -1,24 +1,19 @@
 """Values of blob and vector columns to bytes and back: what is stored, and the facts measured from it at insert.
 
-Nothing heavy is imported here: numpy, Pillow, PyAV and simplejpeg come with the first value that needs them.
+Nothing heavy is imported here, because a query's vector is part of the cold start: each medium's module comes with its
+first value, and with it numpy, Pillow, PyAV or simplejpeg.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from deeplake_loader.codecs.audio import encode_samples, inspect_audio
-from deeplake_loader.codecs.containers import sniff_container
-from deeplake_loader.codecs.encoding import encode_frames
-from deeplake_loader.codecs.images import encode_image
 from deeplake_loader.codecs.info import MAX_BLOB_BYTES, MAX_PIXELS, BadMedia, Encoded, MediaInfo
 from deeplake_loader.codecs.sources import describe, read_source
 from deeplake_loader.codecs.tensors import decode_tensor, encode_tensor, tensor_to_torch
 from deeplake_loader.codecs.vectors import encode_vector, encode_vectors
-from deeplake_loader.codecs.video import inspect_video
 from deeplake_loader.errors import InputError, MediaError, TypeMismatchError
 from deeplake_loader.types import ColumnType
 
@@ -55,12 +50,19 @@ def encode(type: ColumnType, value: object, *, validate: Validate = "structure",
     'bin'
     """
     if type.name == "IMAGE":
+        from deeplake_loader.codecs.images import encode_image
+
         return encode_image(type, value, where, validate=validate)
     if type.name == "TENSOR":
         return encode_tensor(type, value, where, check=validate != "none")
     if type.name == "VIDEO":
+        from deeplake_loader.codecs.encoding import encode_frames
+        from deeplake_loader.codecs.video import inspect_video
+
         return _encode_file(type, value, where, validate, encode_frames, inspect_video)
     if type.name == "AUDIO":
+        from deeplake_loader.codecs.audio import encode_samples, inspect_audio
+
         return _encode_file(type, value, where, validate, encode_samples, inspect_audio)
     if type.name == "BLOB":
         return _encode_blob(type, value, where)
@@ -84,6 +86,8 @@ def _encode_file(
     encode_array: Callable[[ColumnType, object, str], tuple[bytes, str]],
     inspect: Callable[..., MediaInfo],
 ) -> Encoded:
+    from deeplake_loader.codecs.containers import sniff_container
+
     data = read_source(value, where)
     if data is None:
         data, extension = encode_array(type, value, where)
@@ -118,6 +122,7 @@ def encode_many(
 
     The error of the first bad row is raised, its row counted from ``first_row``.
     """
+    from concurrent.futures import ThreadPoolExecutor
 
     def one(item: tuple[int, object]) -> Encoded | None:
         row, value = item

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deeplake_loader.codecs.containers import reason
@@ -110,6 +109,8 @@ def _stack(type: ColumnType, frames: Sequence[object], where: str) -> Array:
 
 
 def _encode(encoder: Encoder, type: ColumnType, frames: Array, where: str) -> bytes:
+    from fractions import Fraction
+
     import av
 
     file, fps = io.BytesIO(), _number(type, "fps", DEFAULT_FPS, 1, 1000, where)

@@ -7,7 +7,6 @@ package does: ``numpy.load(f).view(ml_dtypes.bfloat16)`` or
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 import struct
@@ -143,6 +142,8 @@ def _parse(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], int]:
 
 
 def _parse_slowly(text: str) -> tuple[str, bool, tuple[int, ...]]:
+    import ast
+
     try:
         header = ast.literal_eval(text)
         descriptor, fortran, shape = header["descr"], header["fortran_order"], header["shape"]

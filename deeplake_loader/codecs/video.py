@@ -11,13 +11,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.codecs.containers import open_container
 from deeplake_loader.codecs.info import MAX_PIXELS, BadMedia, MediaInfo
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[Any]]
