@@ -202,11 +202,12 @@ class Vectors(Participant):
         count = len(data) // layout.stride
         if count != row["count"]:
             raise CorruptionError(f"{row['url']}: the catalog holds {count} resting vectors of {row['count']}")
-        written = self._write(row["url"], layout, data, count)
+        url = _new_url(row["table_name"], row["column_name"])  # never one that a killed seal may have begun
+        written = self._write(url, layout, data, count)
         self._written.append((file, written))
         self._catalog.execute("DELETE FROM _dl_tail WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
-        sql = "UPDATE _dl_files SET state = 'sealed', size = ?, checks = ? WHERE id = ?"
-        self._catalog.execute(sql, (written.size, written.checks, file))
+        sql = "UPDATE _dl_files SET state = 'sealed', url = ?, size = ?, checks = ? WHERE id = ?"
+        self._catalog.execute(sql, (url, written.size, written.checks, file))
         self._matrices.pop(file, None)
         self._open = {key: number for key, number in self._open.items() if number != file}
 

@@ -310,32 +310,41 @@ def test_a_failed_savepoint_takes_back_only_its_own(store: Vectors, catalog: Cat
     assert np.array_equal(store.gather(np.array([first[9], small[2], later[0]])), rows[[9, 2, 5]])
 
 
-def test_a_killed_writer_leaves_only_what_was_acknowledged(catalog: Catalog) -> None:
+@pytest.mark.parametrize("moment", ["append", "prepare"])
+@pytest.mark.parametrize("stop", [4, 5, 6])
+def test_a_killed_writer_leaves_only_what_was_acknowledged(catalog: Catalog, moment: str, stop: int) -> None:
+    """Killed with bytes written and with bytes synced, in a small append, in a bulk append and in a seal."""
     script = textwrap.dedent("""
         import os, sys
         import numpy as np
-        from deeplake_loader.catalog import Catalog
+        from deeplake_loader.catalog import Catalog, Participant
         from deeplake_loader.types import ColumnType
         from deeplake_loader.vectors import Vectors
+        class Killer(Participant):
+            def prepare(self):
+                if (i, "prepare") == (int(sys.argv[2]), sys.argv[3]): os.kill(os.getpid(), 9)
         catalog = Catalog.open(sys.argv[1]); store = Vectors(catalog); kind = ColumnType.parse("VECTOR(64)")
+        catalog.participants.append(Killer())
         for i in range(1, 100):
             with catalog.transaction():
                 rows = np.full((5000 if i % 2 else 3, 64), i, np.float32)
                 addresses = store.append("t", "v", kind, rows, len(rows))
-                if i == int(sys.argv[2]): os.kill(os.getpid(), 9)
+                if i == 6: store.seal()
+                if (i, "append") == (int(sys.argv[2]), sys.argv[3]): os.kill(os.getpid(), 9)
             print(addresses[0], addresses[-1], flush=True)
     """)
-    for stop in (4, 5):
-        command = [sys.executable, "-c", script, catalog.root.folder, str(stop)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == -9, ran.stderr
-        acknowledged = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
-        assert len(acknowledged) == stop - 1
-        store = connect(Catalog.open(catalog.root.folder))
+    command = [sys.executable, "-c", script, catalog.root.folder, str(stop), moment]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == -9, ran.stderr
+    acknowledged = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    assert len(acknowledged) == stop - 1
+    store = connect(Catalog.open(catalog.root.folder))
+    for sealed in (False, True):
         for i, (first, last) in enumerate(acknowledged, 1):
             assert set(store.gather(np.array([first, last])).reshape(-1)) == {i}
         with pytest.raises(NotFoundError):
-            store.get(acknowledged[2][0] + (1 << 30) if stop == 5 else acknowledged[1][1] + 1)
+            store.get(max(acknowledged)[1] + 1)
+        assert sealed or store.seal() == 1
 
 
 def test_appending_outside_a_transaction_is_refused(store: Vectors) -> None:
