@@ -13,21 +13,29 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import moving_frames
 from stream_store import NAMES, ROWS, Store, latent, picture, vector
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from deeplake_loader import kernels
+from deeplake_loader.codecs import encode
+from deeplake_loader.decode import cpu
 from deeplake_loader.decode.transforms import Image, Tensor, Video
 from deeplake_loader.errors import CorruptionError, DecodeError, InputError, StateError, TypeMismatchError
+from deeplake_loader.rows import RowSet
+from deeplake_loader.shards import Member
 from deeplake_loader.stream import Stream
 from deeplake_loader.stream.clock import Clock
+from deeplake_loader.types import ColumnType
 
 FEW = ["id", "embedding"]
 OWN_FILES = 20  # shards that the test's own store holds open
@@ -160,6 +168,29 @@ def test_augmentation_depends_on_row_and_epoch_and_not_on_batches(store: Store) 
     assert pictures(1) == pictures(1, batch_size=5, num_threads=1)
     assert pictures(1) != pictures(2)
     assert pictures(1) != pictures(1, seed=9)
+
+
+def test_video_tensors_of_any_type_and_large_blobs_stream_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, 0)
+    kinds = [ColumnType.parse(t) for t in ("VIDEO", "TENSOR(bfloat16, 2)", "BLOB")]
+    halves = [torch.tensor([i, -i], dtype=torch.bfloat16) for i in range(3)]
+    large = [os.urandom((5 << 20) + i) for i in range(3)]
+    clips = [encode(kinds[0], moving_frames(9, 48, 64, seed=i), where="test") for i in range(3)]
+    rows = [[c, encode(kinds[1], h, where="t"), encode(kinds[2], b, where="t")]
+            for c, h, b in zip(clips, halves, large, strict=True)]  # fmt: skip
+    with store.catalog.transaction():
+        members = [[Member("cth"[j], e.data, e.extension, e.info.to_json()) for j, e in enumerate(r)] for r in rows]
+        staged = store.shards.stage("t", members)
+        store.shards.write(staged, [{}] * 3)
+    records = [(*a, i, i) for i, a in enumerate(staged.addresses)]
+    rowset = RowSet(["clip", "half", "large", "id", "_dl_key_0"], [*kinds, None, None], records)
+    transform = Video(num_frames=4, size=(24, 32))
+    (batch,) = Stream(store.root, rowset, batch_size=3, transforms={"clip": transform})
+    assert batch["clip"].shape == (3, 4, 3, 24, 32)
+    for got, clip in zip(batch["clip"], clips, strict=True):
+        assert np.array_equal(got.numpy(), cpu.decode(clip.data, clip.info, transform))
+    assert torch.equal(batch["half"], torch.stack(halves)) and batch["half"].dtype == torch.bfloat16
+    assert batch["large"] == large
 
 
 def test_a_stream_of_scalars_alone_needs_no_addresses(store: Store) -> None:
@@ -663,3 +694,65 @@ def test_workers_of_one_pass_agree_and_a_late_one_finds_its_own() -> None:
 
 def test_every_column_of_the_test_store_was_streamed(store: Store) -> None:
     assert set(next(iter(store.stream()))) == {*NAMES, "_rows", "_cursor"}
+
+
+# -- device ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_the_device_equal_those_on_the_host(store: Store) -> None:
+    for host, device in zip(store.stream(), store.stream(device="cuda"), strict=True):
+        assert device["photo"].is_cuda and not device["_rows"].is_cuda
+        for name in ("photo", "latent", "embedding", "id", "flag", "score"):
+            assert torch.equal(host[name], device[name].cpu())
+        assert host["prompt"] == device["prompt"]
+
+
+class FakeCuda:
+    """What `Mover` asks of torch.cuda, writing down the order of events; its device is the host."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.finished = False
+
+    def Stream(self, device: object) -> str:
+        return "copy"
+
+    def current_stream(self, device: object) -> Any:
+        log = self.log
+        return type("Current", (), {"wait_event": lambda self, event: log.append("consumer waits")})()
+
+    def device(self, device: object) -> Any:
+        return nullcontext()
+
+    def stream(self, stream: str) -> Any:
+        self.log.append(f"on {stream}")
+        return nullcontext()
+
+    def Event(self) -> Any:
+        log = self.log
+        calls = {"record": lambda self, stream: log.append(f"event on {stream}"), "query": lambda self_: self.finished}
+        return type("Event", (), calls)()
+
+
+def test_a_batch_is_handed_over_by_an_event_and_its_pinned_copy_outlives_the_copying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deeplake_loader.stream import device
+
+    cuda = FakeCuda()
+    monkeypatch.setattr(device, "torch", SimpleNamespace(cuda=cuda, Tensor=torch.Tensor))
+    monkeypatch.setattr(device, "_pinned", lambda tensor: tensor.clone())
+    mover = device.Mover(torch.device("cpu"))
+    batch = {"x": torch.arange(3), "names": ["a"], "ragged": [torch.ones(2), None], "_rows": torch.arange(3)}
+    first = mover.send({**batch, "_cursor": (0, 3)})
+    assert cuda.log == ["on copy", "event on copy"]
+    got = first.receive()
+    assert cuda.log[2:] == ["consumer waits"] and got["_cursor"] == (0, 3) and got["names"] == ["a"]
+    assert torch.equal(got["x"], batch["x"]) and torch.equal(got["ragged"][0], torch.ones(2))
+    mover.send(batch).receive()
+    assert len(mover._held) == 2
+    cuda.finished = True
+    mover.send(batch).receive()
+    assert len(mover._held) == 0
