@@ -67,7 +67,7 @@ setup(
         "fsspec>=2024.2",
         "sqlalchemy>=2.0.30",
         "sqlglot>=30",
-        "av>=13",
+        "av>=18",
         "pillow>=10.3",
         "simplejpeg>=1.8",
         "google-crc32c>=1.6",

@@ -92,7 +92,7 @@ def jsonable(value: SQLValue) -> object:
 
 def format_timestamp(value: dt.datetime) -> str:
     """The catalog's text of a naive timestamp."""
-    return value.strftime("%Y-%m-%d %H:%M:%S.%f") if value.year >= 1000 else value.isoformat(" ", "microseconds")
+    return value.isoformat(" ", "microseconds")
 
 
 def _numpy_scalar(value: object) -> object | None:
@@ -172,6 +172,19 @@ def _numeric(kind: ColumnType) -> Encoder:
         return int(number) if number == number.to_integral_value() and abs(number) < 2**53 else float(number)
 
     return _unwrapped(encode)
+
+
+def _quick_text(value: object, where: str) -> SQLValue:
+    """Plain ASCII text passes at once: half of the cost of a bulk insert's text column was the checks."""
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value
+    return _slow_text(value, where)
+
+
+def _quick_timestamp(value: object, where: str) -> SQLValue:
+    if type(value) is dt.datetime and value.tzinfo is None:
+        return value.isoformat(" ", "microseconds")
+    return _slow_timestamp(value, where)
 
 
 def _text(value: object, where: str) -> SQLValue:
@@ -282,10 +295,10 @@ def _finite(value: object, where: str) -> SQLValue:
     return value if type(value) is float and value == value else _slow_real(value, where)
 
 
-_slow_real = _unwrapped(_real)
+_slow_real, _slow_text, _slow_timestamp = map(_unwrapped, (_real, _text, _timestamp))
 _ENCODERS: dict[str, Encoder] = {
-    "TEXT": _unwrapped(_text), "REAL": _finite, "DOUBLE": _finite, "BOOLEAN": _unwrapped(_boolean),
-    "TIMESTAMP": _unwrapped(_timestamp), "TIMESTAMPTZ": _unwrapped(_timestamptz), "DATE": _unwrapped(_date),
+    "TEXT": _quick_text, "REAL": _finite, "DOUBLE": _finite, "BOOLEAN": _unwrapped(_boolean),
+    "TIMESTAMP": _quick_timestamp, "TIMESTAMPTZ": _unwrapped(_timestamptz), "DATE": _unwrapped(_date),
     "TIME": _unwrapped(_time), "JSON": lambda value, where: None if value is None else _json(value, where),
     "UUID": _unwrapped(_uuid), "BYTEA": lambda value, where: None if value is None else _bytea(value, where),
     "INTERVAL": _interval,

@@ -281,6 +281,9 @@ def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence
 
 def _scalar_column(kind: ColumnType, values: Sequence[Any], where: str, first_row: int) -> list[scalars.SQLValue]:
     encode = scalars.to_sql(kind)
+    dtype = getattr(values, "dtype", None)
+    if dtype is not None:  # numpy's own scalars would each take the slow way
+        values = (values.astype("M8[us]") if dtype.kind == "M" else values).tolist()  # type: ignore[attr-defined]
     try:
         return [encode(value, where) for value in values]
     except TypeMismatchError:  # find the row only now: naming it for every value would cost more than encoding
