@@ -216,6 +216,7 @@ def test_an_empty_set_gives_no_batches(store: Store) -> None:
         (["id"], {"prefetch": -1}, InputError, "prefetch"),
         (["id"], {"num_threads": 0}, InputError, "num_threads"),
         (["id"], {"on_error": "ignore"}, InputError, "raise, skip, replace"),
+        (["id"], {"seed": "x"}, InputError, "seed"),
         (["id"], {"device": "tpu9"}, InputError, "tpu9"),
         (["id"], {"device": "meta"}, InputError, "'cpu' or 'cuda"),
         (["id"], {"tail": "drop", "batch_size": 999}, InputError, "leave nothing"),
@@ -368,6 +369,8 @@ def test_a_newer_pass_ends_the_older_one(store: Store) -> None:
     with pytest.raises(InputError, match="newer"):
         next(older)
     assert len(flat(newer)) == ROWS - 8
+    list(stream)
+    assert next(newer, None) is None  # it was through already
 
 
 def run(code: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -545,10 +548,47 @@ def test_a_stateful_loader_finished_with_an_epoch_goes_on_with_the_next(store: S
     assert flat(other) == epoch_of(store, 1)
 
 
-def test_cuda_in_a_worker_is_refused_at_once(store: Store) -> None:
-    loader = DataLoader(store.stream(FEW, device="cuda"), batch_size=None, num_workers=1)
+def test_persistent_workers_of_a_stateful_loader_go_through_the_epochs(store: Store) -> None:
+    def make() -> StatefulDataLoader:
+        return StatefulDataLoader(store.stream(FEW), batch_size=None, num_workers=2, persistent_workers=True)
+
+    loader = make()
+    assert [flat(loader), flat(loader)] == [epoch_of(store, 0), epoch_of(store, 1)]
+    batches = iter(loader)
+    got = flat(next(batches) for _ in range(5))
+    other = make()
+    other.load_state_dict(loader.state_dict())
+    assert got + flat(other) == epoch_of(store, 2)
+    assert flat(other) == epoch_of(store, 3)
+
+
+@pytest.fixture
+def as_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process takes itself for the only worker of a DataLoader, whose own error path costs 5 s."""
+    from deeplake_loader.stream import dataset
+
+    monkeypatch.setattr(dataset, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1, seed=5))
+
+
+def test_a_workers_state_is_refused_where_its_steps_would_mean_other_rows(store: Store, as_worker: None) -> None:
+    stream = store.stream(FEW)
+    next(iter(stream))
+    state = stream.state_dict()
+    with pytest.raises(StateError, match="step was 8 and is 4"):
+        store.stream(FEW, batch_size=4).load_state_dict(state)
+    with pytest.raises(StateError, match="workers was 2 and is 1"):
+        store.stream(FEW).load_state_dict({**state, "workers": 2})
+
+
+def test_a_workers_state_is_no_state_of_the_main_process(store: Store) -> None:
+    stream = store.stream(FEW)
+    with pytest.raises(StateError, match="StatefulDataLoader"):
+        stream.load_state_dict({**stream.state_dict(), "next": 0})
+
+
+def test_cuda_in_a_worker_is_refused_at_once(store: Store, as_worker: None) -> None:
     with pytest.raises(InputError, match="device='cpu'"):
-        next(iter(loader))
+        iter(store.stream(FEW, device="cuda"))
 
 
 def test_a_stream_pickles_small_and_its_copy_stands_alone(store: Store) -> None:

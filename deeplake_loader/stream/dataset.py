@@ -102,7 +102,7 @@ class Stream(IterableDataset[Batch]):
         on_error: OnError = "raise",
         lanes: int = LANES,
     ) -> None:
-        self._root, self._seed, self._commit = root, seed, commit
+        self._root, self._seed = root, seed
         self._device = _device(device)
         self._prefetch, self._num_threads, self._on_error = prefetch, num_threads, on_error
         self._check_options()
@@ -125,6 +125,8 @@ class Stream(IterableDataset[Batch]):
         self._forget()
 
     def _check_options(self) -> None:
+        if not isinstance(self._seed, int):
+            raise InputError(f"seed must be an integer, got {self._seed!r}")
         if self._prefetch < 0:
             raise InputError(f"prefetch must be 0 or more, got {self._prefetch}")
         if self._num_threads is not None and self._num_threads < 1:
@@ -189,8 +191,7 @@ class Stream(IterableDataset[Batch]):
         """The threads of a pass, which replaces the one before."""
         older = self._iterator() if self._iterator is not None else None
         if older is not None:
-            older.close()
-            older._replaced = True
+            older.replace()
         self._iterator = weakref.ref(iterator)
         if assigned is None:
             assigned = Assignment(*self._clock.begin())
@@ -238,6 +239,8 @@ class Stream(IterableDataset[Batch]):
 
         For the epoch that a loaded state stands in it changes nothing, so that a training loop may call it always.
         """
+        if epoch < 0:
+            raise InputError(f"epoch must be 0 or more, got {epoch}")
         following = self._clock.peek()
         self._clock.set(following if following[0] == epoch else (epoch, 0))
         self._seen = None
@@ -276,12 +279,13 @@ class Stream(IterableDataset[Batch]):
         if assigned is None:
             raise StateError("this worker has begun no pass yet; iterate the stream first")
         state = self._state(assigned.epoch, assigned.base)
-        return {**state, "next": assigned.first, "workers": assigned.stride}
+        return {**state, "next": assigned.first, "workers": assigned.stride, "step": self._share.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes the next pass go on where the state was taken: each remaining row of the epoch once.
 
-        World size, batch size, tail, workers and threads may be others than then.
+        World size, batch size, tail, workers and threads may be others than then. (A StatefulDataLoader's state holds
+        its workers' own positions and goes on with as many workers and the same batches.)
 
         Raises:
             StateError: the state is of another query, order, seed or set of rows, or is no state of a stream.
@@ -294,11 +298,13 @@ class Stream(IterableDataset[Batch]):
             self._clock.set((epoch, position))
             self._seen = None
             return
-        if "next" not in state or state["workers"] != info.num_workers:
-            raise StateError(
-                f"the state was taken with {state.get('workers', 0)} workers and there are {info.num_workers}; use as "
-                "many, or load stream.state_at(batch) into the stream before the loader is made"
-            )
+        for key, present in (("workers", info.num_workers), ("step", self._share.step)):
+            if state.get(key) != present:
+                raise StateError(
+                    f"a DataLoader's state goes on only as it was taken: {key} was {state.get(key)!r} and is {present} "
+                    "(step: batch_size x world_size); to change that, load stream.state_at(batch) into the stream "
+                    "before the loader is made"
+                )
         self._restored = Assignment(epoch, position, int(state["next"]), int(state["workers"]))
 
     def _checked(self, state: Mapping[str, Any]) -> Cursor:
@@ -309,7 +315,7 @@ class Stream(IterableDataset[Batch]):
             if state[key] != self._identity[key]:
                 raise StateError(
                     f"the state belongs to another stream: {meaning} was {state[key]!r} and is {self._identity[key]!r} "
-                    f"(taken at commit {state.get('commit')!r}, this stream reads commit {self._commit!r})"
+                    f"(taken at commit {state.get('commit')!r}, this stream reads commit {self._identity['commit']!r})"
                 )
         epoch, position = int(state["epoch"]), int(state["position"])
         if epoch < 0 or not 0 <= position <= self._share.count:
@@ -356,6 +362,11 @@ class Batches(Iterator[Batch]):
                 self.mover = Mover(self._stream._device)
             self._pipeline = self._stream._begin(self, self._assigned)
         return self._pipeline
+
+    def replace(self) -> None:
+        """Ends the pass in favour of a newer one: going on with it is then an error, unless it was through."""
+        self._replaced = not self._closed
+        self.close()
 
     def close(self) -> None:
         """Ends the pass; closing twice does nothing."""
