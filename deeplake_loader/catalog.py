@@ -13,56 +13,28 @@ settled no participant touches a file.
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 from uuid import uuid4
 
-from deeplake_loader import store
+from deeplake_loader import catalog_file, store
+from deeplake_loader.catalog_file import utc_now
+from deeplake_loader.driver_errors import DRIVER_ERRORS, translate_error
 from deeplake_loader.errors import (
-    ConstraintError,
-    CorruptionError,
     DeeplakeError,
     InputError,
     LockedError,
-    NotFoundError,
-    SQLError,
     StoreError,
 )
 from deeplake_loader.types import Table
 
-FORMAT = 1
-"""The version of everything on disk; a store of a higher one is refused."""
-
 MAX_PLANS = 2_000
 MAX_PLAN_TEXT = 100_000  # a longer statement is one of a kind: caching it would only fill the catalog
-
-_BOOKKEEPING = """
-CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
-    message TEXT);
-CREATE TABLE _dl_tables (name TEXT PRIMARY KEY, definition TEXT NOT NULL, ddl TEXT NOT NULL);
-CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('shard', 'vector')),
-    table_name TEXT, column_name TEXT, url TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL CHECK (state IN ('open', 'sealed')), count INTEGER NOT NULL, size INTEGER NOT NULL,
-    resting INTEGER NOT NULL DEFAULT 0, sha256 TEXT, checks BLOB, dtype TEXT, dimension INTEGER);
-CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
-CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
-    extension TEXT NOT NULL, offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
-    PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
-CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
-    UNIQUE (text, schema));
-"""
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 Hook = Callable[[sqlite3.Connection], None]
@@ -105,11 +77,6 @@ class Transaction:
     clock: str
     message: str | None = None
     seq: int | None = None
-
-
-def utc_now() -> str:
-    """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 class Catalog:
@@ -163,7 +130,8 @@ class Catalog:
         """
         catalog = cls(store.Root(os.path.abspath(os.fspath(root))), read_only=read_only, timeout_s=timeout_s)
         try:
-            catalog._prepare_file(create and not read_only)
+            catalog_file.prepare_folder(catalog.root, create=create and not read_only)
+            catalog_file.prepare_tables(catalog.root, catalog.connection, create=create and not read_only)
         except BaseException:
             catalog.close()
             raise
@@ -177,7 +145,7 @@ class Catalog:
         if self._connection is None:
             if self._closed:
                 raise StoreError(f"the store {self.root.folder} was closed; connect again")
-            self._connection = self._connect()
+            self._connection = catalog_file.connect(self.root, read_only=self.read_only, timeout_s=self.timeout_s)
             for hook in self._hooks:
                 hook(self._connection)
         return self._connection
@@ -194,95 +162,6 @@ class Catalog:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        if not self.read_only:
-            return self._dial("mode=rwc")
-        try:
-            return self._dial("mode=ro")
-        except StoreError:
-            # A cleanly closed WAL file needs a -shm beside it, which a read-only folder cannot get; nobody can be
-            # writing there either, and without a -wal the file alone is the whole database.
-            wal = self.root.catalog + "-wal"
-            if os.path.exists(wal) and os.path.getsize(wal) > 0:
-                raise
-            return self._dial("mode=ro&immutable=1")
-
-    def _dial(self, mode: str) -> sqlite3.Connection:
-        path = quote(self.root.catalog)
-        try:
-            connection = sqlite3.connect(
-                f"file:{path}?{mode}",
-                uri=True,
-                timeout=self.timeout_s,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=512,
-            )
-        except sqlite3.Error as error:
-            raise self._open_error(error) from error
-        try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            connection.execute("PRAGMA foreign_keys = ON")
-            if not self.read_only:
-                connection.execute("PRAGMA journal_mode = WAL").fetchone()
-                connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits at power loss
-                connection.execute("PRAGMA journal_size_limit = 67108864")
-        except sqlite3.Error as error:
-            connection.close()
-            raise self._open_error(error) from error
-        return connection
-
-    def _open_error(self, error: sqlite3.Error) -> DeeplakeError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_NOTADB:
-            return CorruptionError(f"{self.root.catalog} is no SQLite database, or its first page is damaged ({error})")
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return translate_error(error)
-        return StoreError(f"cannot open the catalog {self.root.catalog}: {error}; check the folder and its permissions")
-
-    def _prepare_file(self, create: bool) -> None:
-        path = self.root.catalog
-        if not os.path.exists(path):
-            if not create:
-                raise NotFoundError(f"there is no store in {self.root.folder} ({store.CATALOG} is missing)")
-            with store.file_errors("make the store's folder", self.root.folder):
-                store.make_folder(self.root.folder)
-        names = {str(name) for (name,) in self.fetchall("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "_dl_meta" not in names:
-            self._make_bookkeeping(names, create)
-        self._check_format()
-
-    def _make_bookkeeping(self, names: set[str], create: bool) -> None:
-        if names:
-            shown = ", ".join(sorted(names)[:5])
-            raise StoreError(f"{self.root.catalog} is another program's database ({shown}); choose another folder")
-        if not create:
-            raise StoreError(f"{self.root.folder} is a store whose creation never finished; open it for writing once")
-        connection = self.connection
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
-                for statement in _BOOKKEEPING.split(";\n"):
-                    connection.execute(statement)
-                facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
-                connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
-                connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise translate_error(error) from error
-        with store.file_errors("sync", self.root.folder):
-            store.sync_folder(self.root.folder)
-
-    def _check_format(self) -> None:
-        found = self.meta("format")
-        if found is None or not found.isdigit():
-            raise CorruptionError(f"{self.root.catalog} holds no format number (found {found!r})")
-        if int(found) > FORMAT:
-            raise StoreError(
-                f"{self.root.folder} has store format {found}, this release reads up to {FORMAT}; "
-                "upgrade deeplake_loader"
-            )
 
     # -- statements ------------------------------------------------------------------------------------------------
 
@@ -304,7 +183,7 @@ class Catalog:
         with self._guard():
             try:
                 return self.connection.execute(sql, params)
-            except _DRIVER_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
 
     def executemany(self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None) -> sqlite3.Cursor:
@@ -312,7 +191,7 @@ class Catalog:
         with self._guard():
             try:
                 return self.connection.executemany(sql, rows)
-            except _DRIVER_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
 
     def fetchall(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> list[Any]:
@@ -320,7 +199,7 @@ class Catalog:
         with self._guard():
             try:
                 return self.connection.execute(sql, params).fetchall()
-            except _DRIVER_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
 
     def fetchone(self, sql: str, params: Parameters = ()) -> Any:
@@ -331,7 +210,7 @@ class Catalog:
                 row = cursor.fetchone()
                 cursor.close()
                 return row
-            except _DRIVER_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 raise translate_error(error, sql) from error
 
     # -- transactions ----------------------------------------------------------------------------------------------
@@ -590,55 +469,6 @@ class Catalog:
         with suppress(sqlite3.Error):
             self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.execute(f"PRAGMA busy_timeout = {round(self.timeout_s * 1000)}")
-
-
-# -- errors ----------------------------------------------------------------------------------------------------------
-
-_DRIVER_ERRORS = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeEncodeError)
-_CONSTRAINT = re.compile(r"(UNIQUE|NOT NULL|CHECK|FOREIGN KEY) constraint failed(?:: (.*))?", re.DOTALL)
-
-
-def translate_error(error: Exception, sql: str | None = None) -> DeeplakeError:
-    """This package's error for one of the SQLite driver; SQL errors quote ``sql``, the user's own text."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return _constraint_error(error)
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LockedError(f"another writer holds the store ({error}); try again or raise timeout_s")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return CorruptionError(f"the catalog file is damaged ({error}); restore it from a copy")
-    if code in _STORE_CODES:
-        return StoreError(f"the catalog cannot be read or written ({error}); nothing of this statement was kept")
-    if code == sqlite3.SQLITE_TOOBIG:
-        return InputError(f"a value is larger than SQLite can hold ({error})")
-    return SQLError(f"the statement cannot be run: {error}", sql=sql)
-
-
-_STORE_CODES = (
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PROTOCOL,
-)
-
-
-def _constraint_error(error: Exception) -> ConstraintError:
-    match = _CONSTRAINT.match(str(error))
-    if match is None:
-        return ConstraintError(f"a constraint refused the statement: {error}")
-    kind, what = match[1], match[2]
-    if kind in ("UNIQUE", "NOT NULL") and what:
-        table, columns = what.split(", ")[0].partition(".")[0], [part.partition(".")[2] for part in what.split(", ")]
-        return ConstraintError(
-            f"{kind} constraint on column {', '.join(map(repr, columns))} of {table!r} refused the statement",
-            constraint=kind,
-            table=table,
-            columns=tuple(columns),
-        )
-    detail = f" {what!r}" if what else ""
-    return ConstraintError(f"{kind} constraint{detail} refused the statement", constraint=kind)
 
 
 # -- fork ------------------------------------------------------------------------------------------------------------

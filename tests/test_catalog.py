@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from deeplake_loader import catalog as catalog_module
-from deeplake_loader.catalog import Catalog, Participant, translate_error
+from deeplake_loader.catalog import Catalog, Participant
+from deeplake_loader.driver_errors import translate_error
 from deeplake_loader.errors import (
     ConstraintError,
     CorruptionError,

@@ -1,0 +1,138 @@
+"""The catalog's file: opened durable, made whole or not at all, recognised before it is used."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from datetime import UTC, datetime
+from urllib.parse import quote
+from uuid import uuid4
+
+from deeplake_loader import store
+from deeplake_loader.driver_errors import translate_error
+from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
+
+FORMAT = 1
+"""The version of everything on disk; a store of a higher one is refused."""
+
+_BOOKKEEPING = """
+CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
+    message TEXT);
+CREATE TABLE _dl_tables (name TEXT PRIMARY KEY, definition TEXT NOT NULL, ddl TEXT NOT NULL);
+CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('shard', 'vector')),
+    table_name TEXT, column_name TEXT, url TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('open', 'sealed')), count INTEGER NOT NULL, size INTEGER NOT NULL,
+    resting INTEGER NOT NULL DEFAULT 0, sha256 TEXT, checks BLOB, dtype TEXT, dimension INTEGER);
+CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
+CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
+    extension TEXT NOT NULL, offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
+    PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
+CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
+    UNIQUE (text, schema));
+"""
+
+
+def utc_now() -> str:
+    """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def connect(root: store.Root, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:
+    """A connection to the store's catalog: WAL, every commit synced, foreign keys checked.
+
+    Raises:
+        StoreError, LockedError, CorruptionError: the file cannot be opened, is locked, or is no database.
+    """
+    if not read_only:
+        return _dial(root, "mode=rwc", timeout_s)
+    try:
+        return _dial(root, "mode=ro", timeout_s)
+    except StoreError:
+        # A cleanly closed WAL file needs a -shm beside it, which a read-only folder cannot get; nobody can be
+        # writing there either, and without a -wal the file alone is the whole database.
+        wal = root.catalog + "-wal"
+        if os.path.exists(wal) and os.path.getsize(wal) > 0:
+            raise
+        return _dial(root, "mode=ro&immutable=1", timeout_s)
+
+
+def _dial(root: store.Root, mode: str, timeout_s: float) -> sqlite3.Connection:
+    uri = f"file:{quote(root.catalog)}?{mode}"
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("PRAGMA foreign_keys = ON")
+        if mode == "mode=rwc":
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits at power loss
+            connection.execute("PRAGMA journal_size_limit = 67108864")
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise _open_error(root, error) from error
+    return connection
+
+
+def _open_error(root: store.Root, error: sqlite3.Error) -> DeeplakeError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_NOTADB:
+        return CorruptionError(f"{root.catalog} is no SQLite database, or its first page is damaged ({error})")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return translate_error(error)
+    return StoreError(f"cannot open the catalog {root.catalog}: {error}; check the folder and its permissions")
+
+
+def prepare_folder(root: store.Root, *, create: bool) -> None:
+    """Makes the store's folder when ``create``; NotFoundError when there is no store and it may not be made."""
+    if os.path.exists(root.catalog):
+        return
+    if not create:
+        raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing)")
+    with store.file_errors("make the store's folder", root.folder):
+        store.make_folder(root.folder)
+
+
+def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: bool) -> None:
+    """Makes the bookkeeping tables of a new store in one transaction, and checks the format of an older one."""
+    try:
+        names = sorted(n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
+        if "_dl_meta" not in names:
+            if names:
+                shown = ", ".join(names[:5])
+                raise StoreError(f"{root.catalog} is another program's database ({shown}); choose another folder")
+            if not create:
+                raise StoreError(f"{root.folder} is a store whose creation never finished; open it for writing once")
+            _make_tables(connection)
+            with store.file_errors("sync", root.folder):
+                store.sync_folder(root.folder)
+        row = connection.execute("SELECT value FROM _dl_meta WHERE key = 'format'").fetchone()
+    except sqlite3.Error as error:
+        raise translate_error(error) from error
+    _check_format(root, "none" if row is None else str(row[0]))
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
+        for statement in _BOOKKEEPING.split(";\n"):
+            connection.execute(statement)
+        facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
+        connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
+        connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
+    connection.execute("COMMIT")
+
+
+def _check_format(root: store.Root, found: str) -> None:
+    if not found.isdigit():
+        raise CorruptionError(f"{root.catalog} holds no format number (found {found!r})")
+    if int(found) > FORMAT:
+        raise StoreError(
+            f"{root.folder} has store format {found}, this release reads up to {FORMAT}; upgrade deeplake_loader"
+        )
