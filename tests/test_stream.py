@@ -749,6 +749,11 @@ def test_batches_on_the_device_equal_those_on_the_host(store: Store) -> None:
         assert host["prompt"] == device["prompt"]
 
 
+def test_a_device_that_is_not_there_is_named(store: Store) -> None:
+    with pytest.raises(InputError, match="cuda:99"):
+        next(iter(store.stream(FEW, device="cuda:99")))
+
+
 class FakeCuda:
     """What `Mover` asks of torch.cuda, writing down the order of events; its device is the host."""
 

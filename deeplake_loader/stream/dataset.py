@@ -359,7 +359,7 @@ class Batches(Iterator[Batch]):
     def _started(self) -> Pipeline[Step, Batch | Sent]:
         if self._pipeline is None:
             if self._stream._device.type == "cuda":
-                self.mover = Mover(self._stream._device)
+                self.mover = Mover.to(self._stream._device)
             self._pipeline = self._stream._begin(self, self._assigned)
         return self._pipeline
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from deeplake_loader.errors import InputError
+
 Batch = dict[str, Any]
 
 _HOST_KEYS = frozenset(("_rows", "_cursor", "_bad"))
@@ -39,6 +41,19 @@ class Mover:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._held: deque[tuple[torch.cuda.Event, Batch]] = deque()
+
+    @classmethod
+    def to(cls, device: torch.device) -> Mover:
+        """A mover to this device; "cuda" alone is the calling thread's current one, which other threads do not share.
+
+        Raises:
+            InputError: torch sees no such device.
+        """
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = torch.cuda.current_device() if device.index is None and seen else device.index or 0
+        if index >= seen:
+            raise InputError(f"device={str(device)!r}, but torch sees {seen} CUDA devices; use device='cpu' or another")
+        return cls(torch.device("cuda", index))
 
     def send(self, batch: Batch) -> Sent:
         """Begins the copies, on whichever thread has made the batch."""
