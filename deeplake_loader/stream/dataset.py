@@ -102,14 +102,14 @@ class Stream(IterableDataset[Batch]):
         on_error: OnError = "raise",
         lanes: int = LANES,
     ) -> None:
-        self._root, self._seed = root, seed
+        self._root, self._seed = os.path.abspath(root), seed
         self._device = _device(device)
         self._prefetch, self._num_threads, self._on_error = prefetch, num_threads, on_error
         self._check_options()
         lanes = lanes if shuffle else 1
         tail = tail or ("short" if world_size == 1 else "pad")
         self._share = Share(len(rowset), batch_size, rank, world_size, lanes, tail)
-        rowset, self._columns, self._extents = _located(root, rowset, transforms or {}, ordered and not shuffle)
+        rowset, self._columns, self._extents = _located(self._root, rowset, transforms or {}, ordered and not shuffle)
         self._order = Order(_blocks(self._columns, self._extents, len(rowset)), lanes, shuffle=shuffle)
         self._identity: dict[str, Any] = {
             "order_version": ORDER_VERSION,
