@@ -115,7 +115,7 @@ class ShardFile:
         self.failed = True
         with store.file_errors("sync", self.path):
             if self.dirty or self.committed is None:
-                os.fdatasync(self.fd)
+                store.sync_data(self.fd)
             if self.committed is None:
                 store.sync_folder(os.path.dirname(self.path))
         self.failed = False
@@ -182,7 +182,7 @@ class Finisher(threading.Thread):
                 found = os.fstat(file.fileno()).st_size
                 if found != self.size:
                     raise CorruptionError(f"{self.path} has {found} bytes, expected {self.size}; it is not sealed")
-                os.fdatasync(file.fileno())
+                store.sync_data(file.fileno())
                 digest = hashlib.sha256()
                 while data := file.read(_HASH_STEP):
                     digest.update(data)

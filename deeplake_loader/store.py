@@ -142,26 +142,38 @@ def try_lock(fd: int) -> bool:
     return True
 
 
+def sync_data(fd: int) -> None:
+    """Makes a file's bytes and length durable."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:  # macOS, where fsync stops at the drive's own cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: str) -> int:
     """The end offset after all buffers were written from ``offset`` on, as few calls as the system allows."""
     with file_errors("write", path):
         for start in range(0, len(buffers), _IOV_MAX):
             group = buffers[start : start + _IOV_MAX]
-            expected = sum(map(len, group))
+            end = offset + sum(map(len, group))
             written = os.pwritev(fd, group, offset)
-            if written < expected:
-                _write_rest(fd, b"".join(group), written, offset)
-            offset += expected
+            if offset + written < end:
+                _write_rest(fd, group, written, offset)
+            offset = end
     return offset
 
 
-def _write_rest(fd: int, data: bytes, written: int, offset: int) -> None:
-    view = memoryview(data)
-    while written < len(data):
-        step = os.pwrite(fd, view[written:], offset + written)
-        if step == 0:
-            raise OSError(errno.EIO, "the system wrote nothing")
-        written += step
+def _write_rest(fd: int, buffers: Sequence[bytes | memoryview], written: int, offset: int) -> None:
+    """Goes on after a short write: every system limits one call to 2 GiB, a full disk may stop one earlier."""
+    start = 0
+    for buffer in buffers:
+        stop = start + len(buffer)
+        while written < stop:
+            step = os.pwrite(fd, memoryview(buffer)[max(0, written - start) :], offset + written)
+            if step == 0:
+                raise OSError(errno.EIO, "the system wrote nothing")
+            written += step
+        start = stop
 
 
 def read_at(fd: int, offset: int, length: int, where: str) -> bytes:

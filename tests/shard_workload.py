@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -178,6 +179,7 @@ class At:
 
     def __init__(self, number: int, act: Callable[..., object]) -> None:
         self.number, self.act, self.count, self.names = number, act, 0, [""]
+        self.lock = threading.Lock()
         self.originals = {name: getattr(os, name) for name in CHANGES}
 
     def install(self) -> None:
@@ -192,9 +194,11 @@ class At:
         def call(*arguments: object, **options: object) -> object:
             if name == "open" and not int(arguments[1]) & os.O_CREAT:  # type: ignore[call-overload]
                 return original(*arguments, **options)
-            self.count += 1
-            self.names.append(name)
-            if self.count == self.number:
+            with self.lock:
+                self.count += 1
+                self.names.append(name)
+                chosen = self.count == self.number
+            if chosen:
                 return self.act(name, original, arguments)
             return original(*arguments, **options)
 

@@ -433,6 +433,31 @@ def test_a_creation_that_never_finished_is_healed_by_the_next_writer(tmp_path: P
     assert Catalog.open(tmp_path, create=False).head() == 0
 
 
+def test_processes_that_create_one_store_at_once_agree(tmp_path: Path) -> None:
+    code = """
+import sys
+from deeplake_loader.catalog import Catalog
+sys.stdin.read()
+catalog = Catalog.open(sys.argv[1])
+with catalog.transaction():
+    catalog.execute("CREATE TABLE IF NOT EXISTS t (a)")
+    catalog.execute("INSERT INTO t VALUES (1)")
+print(catalog.meta("store_id"))
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    pipe = subprocess.PIPE
+    writers = [subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.close()
+        writer.stdin = None
+    done = [writer.communicate(timeout=60) for writer in writers]
+    assert [errors for _, errors in done] == [""] * 4
+    assert len({output for output, _ in done}) == 1
+    assert Catalog.open(tmp_path / "store").fetchone("SELECT count(*) FROM t") == (4,)
+
+
 def test_another_programs_database_and_a_newer_format_are_refused_untouched(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "catalog.sqlite") as foreign:
         foreign.execute("CREATE TABLE accounts (a)")
