@@ -13,9 +13,9 @@ from deeplake_loader.types import BLOBS, MAX_DIMENSION, ColumnType
 
 SIMPLE_TYPES = {
     "text": "TEXT", "varchar": "TEXT", "smallint": "SMALLINT", "int2": "SMALLINT", "integer": "INTEGER",
-    "int": "INTEGER", "int4": "INTEGER", "bigint": "BIGINT", "int8": "BIGINT", "real": "REAL", "float4": "REAL", "float8": "DOUBLE",
-    "double": "DOUBLE", "numeric": "NUMERIC", "decimal": "NUMERIC", "dec": "NUMERIC", "boolean": "BOOLEAN",
-    "bool": "BOOLEAN", "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
+    "int": "INTEGER", "int4": "INTEGER", "bigint": "BIGINT", "int8": "BIGINT", "real": "REAL", "float4": "REAL",
+    "float8": "DOUBLE", "double": "DOUBLE", "numeric": "NUMERIC", "decimal": "NUMERIC", "dec": "NUMERIC",
+    "boolean": "BOOLEAN", "bool": "BOOLEAN", "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
     "interval": "INTERVAL", "json": "JSON", "jsonb": "JSON", "uuid": "UUID", "bytea": "BYTEA", "float": "DOUBLE",
     "vector": "VECTOR", "halfvec": "VECTOR",
 }  # fmt: skip

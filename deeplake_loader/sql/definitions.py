@@ -246,7 +246,7 @@ class StatementParser(QueryParser):
         if self.words("using"):
             method = self.name("an index method")
             if method.text != "btree":
-                self.refuse(f"USING {method.text} is not supported; vector search needs no index", method.pos)
+                self.refuse(f"USING {method.text} is not supported; vectors need no index", method.pos)
         keys = self.parenthesised(lambda: self.listed(self._index_key))
         where = self.expression() if self.words("where") else None
         return tree.CreateIndex(name, table, unique, missing_ok, keys, where, pos)
@@ -298,4 +298,4 @@ class StatementParser(QueryParser):
             old = self.name("a column")
             self.expect("to")
             return tree.AlterTable(table, "rename", None, old, self.name("a column"), False, pos)
-        self.refuse(f"ALTER TABLE ... {self.token.text.upper()} is not supported; ADD COLUMN, DROP COLUMN and RENAME are")
+        self.refuse(f"ALTER TABLE ... {self.token.text.upper()} is not supported; ADD, DROP and RENAME COLUMN are")
