@@ -18,3 +18,10 @@ def compile_statement(sql: str, schema: Mapping[str, Table]) -> Plan:
     from deeplake_loader.sql.compile import compile_statement as compile_
 
     return compile_(sql, schema)
+
+
+def compile_stream(sql: str, schema: Mapping[str, Table]) -> Plan:
+    """The plan of a SELECT with the rows' primary keys as hidden last columns, where it has such keys."""
+    from deeplake_loader.sql.compile import stream_keys
+
+    return stream_keys(sql, schema)

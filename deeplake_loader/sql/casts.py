@@ -23,6 +23,7 @@ from deeplake_loader.sql.values import (
     described,
     quoted_text,
 )
+from deeplake_loader.sql.words import BOOLEAN_WORDS
 from deeplake_loader.types import ColumnType
 
 CASTS: dict[tuple[str, str], str] = {
@@ -79,12 +80,6 @@ ASSIGNABLE |= {("TIMESTAMP", "TIME"), ("TIMESTAMPTZ", "TIME")}
 
 TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID", "INTERVAL")
 """Types whose stored form differs from what a user passes, so that a parameter compared with one must be written so."""
-
-BOOLEAN_WORDS = {
-    **dict.fromkeys(("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"), 1),
-    **dict.fromkeys(("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"), 0),
-}
-
 
 def common(first: ColumnType, second: ColumnType) -> ColumnType | None:
     """The type both become where they meet (CASE, UNION, a comparison), or None."""
