@@ -221,6 +221,7 @@ class Database:
     def _typed_errors(self) -> Iterator[None]:
         """SQLite reports only that a function failed; the function kept the real error."""
         self._vectors.take_error()
+        shims.take_error()
         try:
             yield
         except SQLError as error:
@@ -244,6 +245,7 @@ class Database:
 
     def _change_schema(self, plan: Plan, sql: str) -> None:
         table = plan.target or ""
+        indexed = self._indexed_table(table) if plan.kind == "drop_index" else None
         if plan.kind == "alter_table":
             history.drop_triggers(self._catalog, table)
         self._catalog.execute(plan.sql, user_sql=sql)
@@ -256,7 +258,13 @@ class Database:
         elif plan.kind == "alter_table" and plan.definition is not None:
             self._altered(plan, plan.definition, sql)
         elif plan.kind == "create_index":
-            history.rebuild(self._catalog, table)
+            indexed = self._indexed_table(table)
+        if indexed is not None:  # the log's guards know the table's unique indexes
+            history.rebuild(self._catalog, indexed)
+
+    def _indexed_table(self, index: str) -> str | None:
+        row = self._catalog.fetchone("SELECT tbl_name FROM sqlite_master WHERE type = 'index' AND name = ?", (index,))
+        return None if row is None else str(row[0])
 
     def _altered(self, plan: Plan, definition: Table, sql: str) -> None:
         if definition.name != plan.target:
@@ -299,7 +307,10 @@ class Database:
         bulk = key is None or _all_above(columns, key, last)
         if bulk:  # the guards against REPLACE and the log's insert trigger have nothing to find: see history
             self._catalog.execute("UPDATE _dl_head SET bulk = 1")
-        self._writer.insert_columns(table, columns, batch.count, first_row=first_row, validate=validate)
+        first = last if bulk else None
+        self._writer.insert_columns(
+            table, columns, batch.count, first_row=first_row, validate=validate, key=key, after_rowid=first
+        )
         if bulk:
             history.log_bulk_insert(self._catalog, table.name, after_rowid=last)
             self._catalog.execute("UPDATE _dl_head SET bulk = 0")

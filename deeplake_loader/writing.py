@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader import codecs, scalars
-from deeplake_loader.errors import NotFoundError, TypeMismatchError
+from deeplake_loader.errors import InputError, NotFoundError, TypeMismatchError
 from deeplake_loader.rows import Blob, Vector
 from deeplake_loader.shards import Member
 from deeplake_loader.sql.plan import WINNERS
@@ -203,9 +203,21 @@ class Writer:
     # -- bulk ------------------------------------------------------------------------------------------------------
 
     def insert_columns(
-        self, table: Table, columns: Mapping[str, Any], count: int, *, first_row: int, validate: Validate
+        self,
+        table: Table,
+        columns: Mapping[str, Any],
+        count: int,
+        *,
+        first_row: int,
+        validate: Validate,
+        key: str | None,
+        after_rowid: int | None,
     ) -> None:
-        """Insert ``count`` rows given by column, in the running transaction, whose bulk mode is on."""
+        """Insert ``count`` rows given by column, in the running transaction.
+
+        ``key`` is the column that is the rowid, if there is one; ``after_rowid``, a rowid that all new ones are above,
+        or None where they may lie anywhere.
+        """
         chosen = [_column(table, name) for name in columns]
         encoded: dict[str, Sequence[Any]] = {}
         blobs: dict[str, list[codecs.Encoded | None]] = {}
@@ -221,14 +233,33 @@ class Writer:
                 blobs[column.name] = codecs.encode_many(
                     column.type, fresh, validate=validate, where=where, first_row=first_row
                 )
-        encoded, write = self._stage_columns(table, encoded, blobs, count)
+        encoded, staged, kept = self._stage_columns(table, encoded, blobs, count)
         names = list(encoded)
         sql = (
             f"INSERT INTO {quote_identifier(table.name)} ({quote_identifiers(names)}) "
             f"VALUES ({', '.join('?' * len(names))})"
         )
         self._catalog.executemany(sql, zip(*encoded.values(), strict=True))
-        write()
+        if staged is not None:
+            filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
+            self._shards.write(staged, list(_describe(table, {**encoded, **filled}, kept)))
+
+    def _defaults(
+        self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, after_rowid: int
+    ) -> dict[str, Sequence[Any]]:
+        """The scalar columns that the database filled in, in the order of the inserted rows."""
+        given = {name.lower() for name in encoded}
+        missing = [c.name for c in table.columns if c.type.is_scalar and c.name.lower() not in given]
+        if not missing:
+            return {}
+        rows = self._catalog.fetchall(
+            f"SELECT rowid, {quote_identifiers(missing)} FROM {quote_identifier(table.name)} "
+            "WHERE rowid > ? ORDER BY rowid",
+            (after_rowid,),
+        )
+        by_id = {row[0]: row[1:] for row in rows}
+        ids = next((v for n, v in encoded.items() if key is not None and n.lower() == key.lower()), by_id)
+        return {name: [by_id[i][place] for i in ids] for place, name in enumerate(missing)}
 
     def _reused(self, values: Sequence[Any]) -> list[int | None]:
         """The address of each value that is a handle of this store: stored again without a copy."""
@@ -243,30 +274,36 @@ class Writer:
             present = [v for v in values if v is not None]
         if not len(present):
             return [None] * len(values)
-        data = codecs.encode_vectors(column.type, present, where=where, first_row=first_row)
+        try:
+            data = codecs.encode_vectors(column.type, present, where=where, first_row=first_row)
+        except InputError:
+            if holes:  # rows were counted without the NULLs: find the bad one by its own number
+                for row, value in enumerate(values, first_row):
+                    if value is not None:
+                        codecs.encode_vector(column.type, value, f"{where}, row {row}")
+            raise
         addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present)))
         return [None if v is None else next(addresses) for v in values] if holes else list(addresses)
 
     def _stage_columns(
         self, table: Table, encoded: dict[str, Sequence[Any]], blobs: dict[str, list[codecs.Encoded | None]], count: int
-    ) -> tuple[dict[str, Sequence[Any]], Any]:
-        """Addresses for the blobs, and the function that writes their bytes once the rows are in."""
+    ) -> tuple[dict[str, Sequence[Any]], Staged | None, list[int]]:
+        """The columns with the blobs' addresses, and what is staged for which rows."""
         if not blobs:
-            return encoded, lambda: None
+            return encoded, None, []
         samples = [
             [_member(name, item) for name, items in blobs.items() if (item := items[row]) is not None]
             for row in range(count)
         ]
         kept = [row for row, members in enumerate(samples) if members]
         if not kept:
-            return encoded, lambda: None
+            return encoded, None, []
         staged = self._shards.stage(table.name, [samples[row] for row in kept], bulk=True)
         filled = {name: list(encoded[name]) for name in blobs}
         for row, addresses in zip(kept, staged.addresses, strict=True):
             for member, address in zip(samples[row], addresses, strict=True):
                 filled[member.column][row] = address
-        described = list(_describe(table, encoded, kept))
-        return {**encoded, **filled}, lambda: self._shards.write(staged, described)
+        return {**encoded, **filled}, staged, kept
 
 
 def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Iterator[dict[str, object]]:
@@ -279,11 +316,11 @@ def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence
         yield described
 
 
-def _scalar_column(kind: ColumnType, values: Sequence[Any], where: str, first_row: int) -> list[scalars.SQLValue]:
+def _scalar_column(kind: ColumnType, values: Any, where: str, first_row: int) -> list[scalars.SQLValue]:
     encode = scalars.to_sql(kind)
     dtype = getattr(values, "dtype", None)
     if dtype is not None:  # numpy's own scalars would each take the slow way
-        values = (values.astype("M8[us]") if dtype.kind == "M" else values).tolist()  # type: ignore[attr-defined]
+        values = (values.astype("M8[us]") if dtype.kind == "M" else values).tolist()
     try:
         return [encode(value, where) for value in values]
     except TypeMismatchError:  # find the row only now: naming it for every value would cost more than encoding

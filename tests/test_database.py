@@ -166,9 +166,7 @@ def test_tensors_come_back_bit_for_bit(db: deeplake.Database) -> None:
         )
         found = row.x.decode()
         assert found.dtype == expected.dtype and found.shape == expected.shape
-        assert (
-            found.contiguous().view(torch.uint8).equal(expected.contiguous().view(torch.uint8)) if found.ndim else True
-        )
+        assert found.numel() == 0 or found.reshape(-1).view(torch.uint8).equal(expected.reshape(-1).view(torch.uint8))
         assert torch.equal(found, expected) or bool(torch.isnan(found).all())
 
 
@@ -210,7 +208,7 @@ def test_a_handle_inserted_again_copies_no_bytes(db: deeplake.Database) -> None:
 
 BAD = {
     "wrong dimension": ("clip_embedding", [1.0, 2.0], errors.DimensionError, "8"),
-    "nan": ("clip_embedding", [float("nan")] * 8, errors.TypeMismatchError, "NaN"),
+    "nan": ("clip_embedding", [float("nan")] * 8, errors.TypeMismatchError, "finite"),
     "text as number": ("steps", "many", errors.TypeMismatchError, "INTEGER"),
     "not an image": ("thumbnail", b"this is text", errors.MediaError, "thumbnail"),
     "half an image": ("thumbnail", jpeg()[:300], errors.MediaError, "thumbnail"),

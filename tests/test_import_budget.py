@@ -35,7 +35,7 @@ def imported_by(code: str, *arguments: str) -> set[str]:
         check=True,
         cwd=Path(__file__).parents[1],
     )
-    return set(filter(None, done.stdout.strip().splitlines()[-1].split("|")))
+    return set(filter(None, done.stdout.splitlines()[-1].split("|")))
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
