@@ -1,7 +1,7 @@
 """The functions that compiled statements call on SQLite: PostgreSQL's, where SQLite's own differ or are missing.
 
-An error inside one reaches the caller as SQLite's "user-defined function raised exception"; `Shims.take_error` has the
-typed one.
+An error inside one reaches the caller as SQLite's "user-defined function raised exception"; `take_error` has the typed
+one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import random
 import re
 import sqlite3
+import threading
 import uuid
 from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_DOWN, ROUND_FLOOR, ROUND_HALF_UP, Decimal, DivisionByZero, InvalidOperation
@@ -29,47 +30,44 @@ LIMITS = {"SMALLINT": 1 << 15, "INTEGER": 1 << 31, "BIGINT": 1 << 63}
 Number = int | float
 
 
-class Shims:
-    """The functions registered on one connection, and the last error raised in one of them."""
-
-    def __init__(self) -> None:
-        self._error: DeeplakeError | None = None
-
-    def take_error(self) -> DeeplakeError | None:
-        """The error that made the last statement fail, once; None if no function of ours did."""
-        error, self._error = self._error, None
-        return error
-
-    def guard(self, function: Callable[..., object]) -> Callable[..., object]:
-        """The function, its errors kept; what goes wrong in Python's arithmetic is an error of the values."""
-
-        @functools.wraps(function)
-        def guarded(*arguments: object) -> object:
-            try:
-                return function(*arguments)
-            except DeeplakeError as error:
-                self._error = error
-                raise
-            except (ValueError, TypeError, ArithmeticError, AttributeError, re.error) as error:
-                self._error = SQLError(f"{function.__name__.strip('_')} of {arguments!r:.200}: {error}")
-                raise
-
-        return guarded
+_last = threading.local()
 
 
-def register(connection: sqlite3.Connection, clock: Callable[[], str]) -> Shims:
-    """Makes every function of the compiler known to the connection; ``clock`` gives the transaction's UTC time as text."""
-    shims = Shims()
+def take_error() -> DeeplakeError | None:
+    """The error that made this thread's last statement fail inside a function, once; None if no function of ours did."""
+    error: DeeplakeError | None = getattr(_last, "error", None)
+    _last.error = None
+    return error
+
+
+def register(connection: sqlite3.Connection, clock: Callable[[], str]) -> None:
+    """Makes the compiler's functions known to the connection; ``clock`` gives the transaction's UTC time as text."""
 
     def now() -> str:
         return clock()[:26] + "+00:00"
 
     for name, (count, function) in FUNCTIONS.items():
-        guarded = shims.guard(_null_in_null_out(function) if name not in NULL_AWARE else function)
+        guarded = _guard(_null_in_null_out(function) if name not in NULL_AWARE else function)
         connection.create_function(f"_dl_{name}", count, guarded, deterministic=name not in VOLATILE)
-    connection.create_function("_dl_now", 0, shims.guard(now), deterministic=True)
-    aggregates.register(connection, shims.guard)
-    return shims
+    connection.create_function("_dl_now", 0, _guard(now), deterministic=True)
+    aggregates.register(connection, _guard)
+
+
+def _guard(function: Callable[..., object]) -> Callable[..., object]:
+    """The function, its errors kept; what goes wrong in Python's arithmetic is an error of the values."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: object) -> object:
+        try:
+            return function(*arguments)
+        except DeeplakeError as error:
+            _last.error = error
+            raise
+        except (ValueError, TypeError, ArithmeticError, AttributeError, re.error) as error:
+            _last.error = SQLError(f"{function.__name__.strip('_')} of {arguments!r:.200}: {error}")
+            raise
+
+    return guarded
 
 
 def _null_in_null_out(function: Callable[..., object]) -> Callable[..., object]:
