@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from PIL import ImageDraw
+from pyarrow import parquet
 from torch import nn
 
 import deeplake_loader as deeplake
@@ -124,14 +126,15 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def found_rows(folder: Path, limit: int) -> Iterator[dict[str, Any]]:
-    """Rows of a folder's real files: videos, images and prompts, each file stored untouched beside one prompt."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS | IMAGES and "corrupt" not in p.parts)
-    files = [p for p in files if "tricky" not in p.parts]
-    prompts = list(read_prompts(folder, limit)) or [(p.stem.replace("_", " "), p.name) for p in files]
+    """Rows of a folder's files, stored untouched: videos and images under their names, and prompts without media."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS | IMAGES)
+    files = [p for p in files if not {"corrupt", "tricky"} & set(p.parts)]
+    prompts = list(read_prompts(folder, limit))
     print(f"   found {len(files)} media files and {len(prompts)} prompts in {folder}")
-    for i in range(max(len(files), len(prompts))):
-        prompt, source = prompts[i % len(prompts)]
-        path = files[i] if i < len(files) else None
+    named = [
+        (" ".join(re.findall(r"[A-Za-z]+", p.stem.partition("__")[2] or p.stem)) or p.stem, p.name, p) for p in files
+    ]
+    for i, (prompt, source, path) in enumerate([*named, *((text, name, None) for text, name in prompts)]):
         video = path is not None and path.suffix.lower() in VIDEOS
         yield {
             "prompt": prompt,
@@ -141,8 +144,34 @@ def found_rows(folder: Path, limit: int) -> Iterator[dict[str, Any]]:
             "model_version": ("sdxl-1.0", "sd3", "wan-2")[i % 3],
             "cfg_scale": 4.0 + i % 5,
             "steps": 20 + 5 * (i % 5),
-            "source": path.name if path else source,
+            "source": source,
         }
+
+
+def find_embeddings(folder: Path) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Texts with ready vectors: NAME.parquet with a text column beside NAME.npy with as many float rows."""
+    for path in sorted(folder.rglob("*.npy")):
+        table = path.with_suffix(".parquet")
+        if table.exists():
+            columns = parquet.read_table(table)
+            texts = next(
+                (columns[n].to_pylist() for n in ("prompt", "text", "caption") if n in columns.column_names), []
+            )
+            vectors = np.load(path, allow_pickle=False)
+            if len(texts) == len(vectors) and vectors.ndim == 2:
+                yield texts, vectors.astype(np.float32)
+
+
+def search_embeddings(db: deeplake.Database, folder: Path) -> None:
+    """Real sentence vectors, if the folder has some: which prompts mean nearly the same as one of them?"""
+    for number, (texts, vectors) in enumerate(find_embeddings(folder)):
+        name = f"texts_{number}"
+        db.execute(f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, text TEXT, embedding VECTOR({vectors.shape[1]}))")
+        db.insert(name, {"text": texts, "embedding": vectors})
+        row = db.execute(f"SELECT text, embedding FROM {name} WHERE text ILIKE %s ORDER BY id LIMIT 1", ["%a cat %"])[0]
+        print(f"   {len(texts)} ready vectors of {vectors.shape[1]}; nearest in meaning to {row.text[:60]!r}:")
+        for hit in db.search(name, "embedding", row.embedding, k=4):
+            print(f"   {hit.score:.3f}  {hit.text[:90]}")
 
 
 def insert_all(db: deeplake.Database, rows: Iterator[dict[str, Any]]) -> tuple[int, list[str]]:
@@ -241,7 +270,7 @@ def main() -> None:
         print(f"   refused {line}")
 
     print("2. ask it: embeddings and metadata in one statement")
-    wanted = "a red circle rising" if options.data is None else "a cat walking in the grass, photo"
+    wanted = "a red circle rising" if options.data is None else "cat walking"
     started = time.perf_counter()
     hits = db.execute(QUERY, {"query": embed(wanted), "steps": 25})
     print(f"   nearest to {wanted!r}, {(time.perf_counter() - started) * 1e3:.0f} ms:")
@@ -254,6 +283,9 @@ def main() -> None:
            GROUP BY model_version ORDER BY model_version"""
     ):
         print(f"   {row.model_version:9} {row.n:6} rows, mean cfg {row.cfg}")
+
+    if options.data:
+        search_embeddings(db, options.data)
 
     print("3. train on a stream of it")
     losses, seconds, samples = train(db, options.steps)
