@@ -25,7 +25,8 @@ def register(connection: sqlite3.Connection, guard: Guard) -> None:
 
 
 def _guarded(kind: type, guard: Guard) -> Any:
-    methods = {name: guard(getattr(kind, name)) for name in ("step", "finalize", "value", "inverse") if hasattr(kind, name)}
+    names = ("step", "finalize", "value", "inverse")
+    methods = {name: guard(getattr(kind, name)) for name in names if hasattr(kind, name)}
     return type(kind.__name__, (kind,), methods)
 
 
@@ -86,7 +87,7 @@ class Collect:
     """string_agg, array_agg, json_agg: mode, distinct, separator, value, then (descending, nulls first, key) each."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[object, ...]] = []
+        self.rows: list[tuple[Any, ...]] = []
         self.mode, self.distinct, self.separator = "", 0, ""
 
     def step(self, mode: str, distinct: int, separator: str, value: object, *keys: object) -> None:
@@ -99,18 +100,22 @@ class Collect:
             return None
         rows = self.rows
         if self.distinct:
-            rows = sorted({row[0]: row for row in rows}.values(), key=cmp_to_key(lambda a, b: compare(a[0], b[0])))
+            rows = sorted({row[0]: row for row in rows}.values(), key=cmp_to_key(_by_value))
         rows = sorted(rows, key=cmp_to_key(_by_keys)) if len(rows[0]) > 2 else rows
         if self.mode == "text":
             return "".join(f"{'' if i == 0 else row[1] or ''}{row[0]}" for i, row in enumerate(rows))
         return documents.compact([documents.member(self.mode, row[0]) for row in rows])
 
 
+def _by_value(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
+    return compare(a[0], b[0])
+
+
 def compare(a: Any, b: Any) -> int:
     """-1, 0, 1; NULL is the largest."""
     if a is None or b is None:
         return (a is None) - (b is None)
-    return (a > b) - (a < b)
+    return int(a > b) - int(a < b)
 
 
 def _by_keys(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:

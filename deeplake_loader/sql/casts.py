@@ -8,7 +8,7 @@ from dataclasses import replace
 from uuid import UUID as parse_uuid
 
 from deeplake_loader.errors import SQLError
-from deeplake_loader.sql import moments
+from deeplake_loader.sql import documents, moments
 from deeplake_loader.sql.values import (
     ATOM,
     BOOLEAN,
@@ -78,7 +78,7 @@ ASSIGNABLE |= {(a, "TEXT") for a in (*NUMBERS, *MOMENTS, "TIME", "BOOLEAN", "UUI
 ASSIGNABLE |= {("TIMESTAMP", "TIME"), ("TIMESTAMPTZ", "TIME")}
 """What PostgreSQL converts by itself when a value is stored in a column of another type."""
 
-TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID", "INTERVAL")
+TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID")
 """Types whose stored form differs from what a user passes, so that a parameter compared with one must be written so."""
 
 def common(first: ColumnType, second: ColumnType) -> ColumnType | None:
@@ -166,8 +166,9 @@ def settle(context: Context, value: Value, kind: ColumnType, pos: int, *, bare: 
         return value
     if kind.name in TYPED_PARAMETERS or (not bare and kind.name in ("JSON", "BOOLEAN", "NUMERIC", "BYTEA")):
         context.binds[value.bind] = replace(context.binds[value.bind], type=kind)
-        sql = f"_dl_interval({value.sql})" if kind.name == "INTERVAL" else value.sql
-        return replace(value, sql=sql, type=kind, bind=None)
+        return replace(value, type=kind, bind=None)
+    if kind.name == "INTERVAL":
+        return Value(f"_dl_interval({value.sql})", kind)
     if bare or kind.is_vector or kind.is_blob:
         return replace(value, type=kind if kind.is_scalar else None, bind=None)
     template = {"TEXT": "_dl_text({})"}.get(kind.name) or CASTS.get(("TEXT", kind.name), "{}")
@@ -210,7 +211,7 @@ def _boolean(text: str) -> str:
 
 
 def _json(text: str) -> str:
-    return quoted_text(json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    return quoted_text(documents.compact(documents.load(text)))
 
 
 def _bytes(text: str) -> str:

@@ -91,7 +91,9 @@ def _write(context: Context, kind: Kind, write: Write) -> Plan:
 
 
 def _defined(kind: Kind, found: Definition, missing_ok: bool) -> Plan:
-    return Plan(kind, found.sql, target=found.target, definition=found.table, missing_ok=missing_ok, renames=found.renames)
+    return Plan(
+        kind, found.sql, target=found.target, definition=found.table, missing_ok=missing_ok, renames=found.renames
+    )
 
 
 # -- passing the user's own text through ---------------------------------------------------------------------------

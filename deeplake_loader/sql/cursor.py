@@ -15,9 +15,9 @@ SIMPLE_TYPES = {
     "text": "TEXT", "varchar": "TEXT", "smallint": "SMALLINT", "int2": "SMALLINT", "integer": "INTEGER",
     "int": "INTEGER", "int4": "INTEGER", "bigint": "BIGINT", "int8": "BIGINT", "real": "REAL", "float4": "REAL",
     "float8": "DOUBLE", "double": "DOUBLE", "numeric": "NUMERIC", "decimal": "NUMERIC", "dec": "NUMERIC",
-    "boolean": "BOOLEAN", "bool": "BOOLEAN", "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
-    "interval": "INTERVAL", "json": "JSON", "jsonb": "JSON", "uuid": "UUID", "bytea": "BYTEA", "float": "DOUBLE",
-    "vector": "VECTOR", "halfvec": "VECTOR",
+    "boolean": "BOOLEAN", "bool": "BOOLEAN", "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ",
+    "date": "DATE", "time": "TIME", "interval": "INTERVAL", "json": "JSON", "jsonb": "JSON", "uuid": "UUID",
+    "bytea": "BYTEA", "float": "DOUBLE", "vector": "VECTOR", "halfvec": "VECTOR",
 }  # fmt: skip
 SERIALS = {"serial": "INTEGER", "serial4": "INTEGER", "bigserial": "BIGINT", "serial8": "BIGINT",
            "smallserial": "SMALLINT", "serial2": "SMALLINT"}  # fmt: skip

@@ -211,10 +211,9 @@ class StatementParser(QueryParser):
         event = self.next().text
         if event not in ("delete", "update"):
             self.fail("expected DELETE or UPDATE")
-        for words, sql in ((("set", "null"), "SET NULL"), (("set", "default"), "SET DEFAULT"), (("cascade",), "CASCADE"),
-                           (("restrict",), "RESTRICT"), (("no", "action"), "NO ACTION")):  # fmt: skip
-            if self.words(*words):
-                return f"ON {event.upper()} {sql}"
+        for action in ("SET NULL", "SET DEFAULT", "CASCADE", "RESTRICT", "NO ACTION"):
+            if self.words(*action.lower().split()):
+                return f"ON {event.upper()} {action}"
         self.fail(f"expected CASCADE, RESTRICT, SET NULL, SET DEFAULT or NO ACTION, found {self.found()}")
 
     def _table_constraint(self) -> tree.TableConstraint:

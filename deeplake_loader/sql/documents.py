@@ -169,7 +169,9 @@ def kind(text: str) -> str:
         return "boolean"
     if isinstance(document, int | Number):
         return "number"
-    return {dict: "object", list: "array"}.get(type(document), "string")
+    if isinstance(document, str):
+        return "string"
+    return "object" if isinstance(document, dict) else "array"
 
 
 def length(text: str) -> int:

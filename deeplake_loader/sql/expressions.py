@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.sql import calls, operators, tree
 from deeplake_loader.sql.casts import as_boolean, assign, cast, common, convert, settle
@@ -40,13 +40,13 @@ class ExpressionCompiler:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.methods: dict[type, Callable[[Scope, object], Value]] = {
+        self.methods: dict[type, Callable[[Scope, Any], Value]] = {
             tree.Literal_: self._literal, tree.ColumnRef: self._column, tree.Unary: self._unary,
             tree.Binary: self._binary, tree.Is: self._is, tree.DistinctFrom: self._distinct_from, tree.In: self._in,
             tree.Between: self._between, tree.Like: self._like, tree.Quantified: self._quantified,
             tree.Exists: self._exists, tree.AtZone: self._at_zone, tree.Star: self._misplaced,
             tree.Default: self._misplaced, tree.Tuple_: self._misplaced, tree.Array: self._misplaced,
-        }  # type: ignore[dict-item]  # fmt: skip
+        }  # fmt: skip
 
     def subquery(self, scope: Scope, query: tree.Query, targets: Sequence[Target | None] = ()) -> Output:
         raise NotImplementedError
@@ -96,7 +96,7 @@ class ExpressionCompiler:
             return Value(node.text, ColumnType("NUMERIC", options=scale) if scale else NUMERIC, nullable=False)
         number = int(node.text, 0) if node.text[:2].lower() == "0x" else int(node.text)
         if number >= 2**63:
-            self.context.refuse("a whole number of more than 63 bits is not supported; write it as 1e20::float8", node.pos)
+            self.context.refuse("more than 63 bits in a whole number; write 1e20::float8", node.pos)
         return Value(node.text, INTEGER if number < 2**31 else BIGINT, nullable=False)
 
     def _parameter(self, node: tree.Parameter, target: Target | None) -> Value:
@@ -180,7 +180,8 @@ class ExpressionCompiler:
         subject = value.at(LESS)
         sql = f"{subject} {negation}BETWEEN {low.at(LESS)} AND {high.at(LESS)}"
         if node.symmetric:
-            sql = f"{sql} {'AND' if node.negated else 'OR'} {subject} {negation}BETWEEN {high.at(LESS)} AND {low.at(LESS)}"
+            word = "AND" if node.negated else "OR"
+            sql = f"{sql} {word} {subject} {negation}BETWEEN {high.at(LESS)} AND {low.at(LESS)}"
             return Value(sql, BOOLEAN, AND if node.negated else OR)
         return Value(sql, BOOLEAN, EQUAL)
 
@@ -206,7 +207,7 @@ class ExpressionCompiler:
             return self._row_in(scope, node, node.operand)
         value = self.expression(scope, node.operand)
         if isinstance(node.items, tree.Query):
-            value, sql = self._column_query(scope, value, node.items)
+            (value,), sql = self._columns_query(scope, [value], node.items)
         else:
             items = []
             for item in node.items:
@@ -215,22 +216,27 @@ class ExpressionCompiler:
             sql = ", ".join(item.sql for item in items)
         return Value(f"{value.at(LESS)} {negation}IN ({sql})", BOOLEAN, EQUAL)
 
-    def _column_query(self, scope: Scope, value: Value, query: tree.Query) -> tuple[Value, str]:
-        """A one-column subquery whose values are compared with ``value``."""
-        target = None if value.type is None else Target(value.type, "")
+    def _columns_query(self, scope: Scope, values: list[Value], query: tree.Query) -> tuple[list[Value], str]:
+        """A subquery whose columns are compared with the values."""
         found = self.subquery(scope, query)
-        if len(found.fields) != 1:
-            self.context.fail(f"the subquery has {len(found.fields)} columns, and one is compared", query.pos)
-        other = Value("x", found.fields[0].type)
-        matched, converted = operators.matched(self.context, value, other, query.pos)
-        if converted.sql != "x" and target is not None:
-            self.context.refuse(f"the subquery gives {other.type}, compared with {value.type}; cast one", query.pos)
-        return matched, found.sql
+        if len(found.fields) != len(values):
+            found_here = f"{len(found.fields)} columns, and {len(values)} are compared"
+            self.context.fail(f"the subquery has {found_here}", query.pos)
+        out = []
+        for value, field in zip(values, found.fields, strict=True):
+            other = Value("x", field.type)
+            matched, converted = operators.matched(self.context, value, other, query.pos)
+            if converted.sql != "x":
+                self.context.refuse(f"the subquery gives {other.type}, compared with {value.type}; cast one", query.pos)
+            out.append(matched)
+        return out, found.sql
 
     def _row_in(self, scope: Scope, node: tree.In, operand: tree.Tuple_) -> Value:
-        if isinstance(node.items, tree.Query):
-            self.context.refuse("(a, b) IN (query) is not supported; write EXISTS", node.pos)
         values = [self.expression(scope, item) for item in operand.items]
+        negation = "NOT " if node.negated else ""
+        if isinstance(node.items, tree.Query):
+            values, sql = self._columns_query(scope, values, node.items)
+            return Value(f"({', '.join(v.sql for v in values)}) {negation}IN ({sql})", BOOLEAN, EQUAL)
         rows = []
         for row in node.items:
             if not isinstance(row, tree.Tuple_) or len(row.items) != len(values):
@@ -239,7 +245,6 @@ class ExpressionCompiler:
             pairs = [operators.matched(self.context, v, c, row.pos) for v, c in zip(values, cells, strict=True)]
             values = [pair[0] for pair in pairs]
             rows.append(f"({', '.join(pair[1].sql for pair in pairs)})")
-        negation = "NOT " if node.negated else ""
         left = ", ".join(value.sql for value in values)
         return Value(f"({left}) {negation}IN (VALUES {', '.join(rows)})", BOOLEAN, EQUAL)
 
@@ -247,10 +252,10 @@ class ExpressionCompiler:
         same = (node.operator, node.every) == ("=", False)
         if not same and (node.operator, node.every) != ("<>", True):
             word = "ALL" if node.every else "ANY"
-            self.context.refuse(f"{node.operator} {word} is not supported; write min() or max() in a subquery", node.pos)
+            self.context.refuse(f"{node.operator} {word} is not supported; compare with min() or max()", node.pos)
         value = self.expression(scope, node.operand)
         if isinstance(node.right, tree.Query):
-            value, sql = self._column_query(scope, value, node.right)
+            (value,), sql = self._columns_query(scope, [value], node.right)
         else:
             value, sql = self._array(scope, value, node.right)
         return Value(f"{value.at(LESS)} {'' if same else 'NOT '}IN ({sql})", BOOLEAN, EQUAL)
@@ -259,7 +264,7 @@ class ExpressionCompiler:
         """What stands in ANY(...): ARRAY[...], a '{...}' literal, or a list parameter."""
         kind = None
         if isinstance(node, tree.Cast) and node.to.array:
-            node, kind = node.operand, node.to.type
+            kind, node = node.to.type, node.operand
         if isinstance(node, tree.Array):
             items = []
             for item in node.items:
@@ -284,7 +289,8 @@ class ExpressionCompiler:
         column = found.fields[0]
         sql = f"({found.sql})"
         if not found.single:  # PostgreSQL fails on a second row, SQLite would take the first
-            sql = f"(SELECT _dl_single(_dl_value) FROM (SELECT NULL AS _dl_value WHERE 0 UNION ALL {wrapped(found.sql)}))"
+            named = f"SELECT NULL AS _dl_value WHERE 0 UNION ALL {wrapped(found.sql)}"
+            sql = f"(SELECT _dl_single(_dl_value) FROM ({named}))"
         return Value(sql, column.type, score=column.score)
 
     # -- CASE and CAST ---------------------------------------------------------------------------------------------
@@ -336,7 +342,7 @@ class ExpressionCompiler:
 
     def _cast(self, scope: Scope, node: tree.Cast, target: Target | None) -> Value:
         if node.to.array:
-            self.context.refuse("array types are only supported in value = ANY(%s::int[]); keep lists in JSON", node.pos)
+            self.context.refuse("array types only stand in value = ANY(%s::int[]); keep lists in JSON", node.pos)
         kind = node.to.type
         if target is not None and target.type.name == kind.name and isinstance(node.operand, tree.Parameter):
             return self.expression(scope, node.operand, target)

@@ -1,8 +1,8 @@
 """The fast path: which block of a query can have its similarity scores computed at once, and the two texts for it.
 
-The condition, for one SELECT block: a literal or bound LIMIT; the first ORDER BY key is one score of one stored column
-against one parameter or literal, NULLs last; no DISTINCT, GROUP BY, HAVING, aggregate, window, set operation or volatile
-function in the block; not inside a correlated place.
+The condition, for one SELECT block: a literal or bound LIMIT; the first ORDER BY key is one score of one stored
+column against one parameter or literal, NULLs last; no DISTINCT, GROUP BY, HAVING, aggregate, window, set operation or
+volatile function in the block; not inside a correlated place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deeplake_loader.sql import tree
-from deeplake_loader.sql.calls import is_aggregate
+from deeplake_loader.sql.aggregation import is_aggregate
 from deeplake_loader.sql.functions import METRICS, SCORE_OPERATORS, VOLATILE
 from deeplake_loader.sql.plan import WINNERS, Bind, FastPath, Metric
 from deeplake_loader.sql.queries import Block, QueryCompiler
@@ -96,13 +96,13 @@ def _column_and_query(
     others = [_uncast(side) for side in sides if not isinstance(side, tree.ColumnRef)]
     if len(columns) != 1 or len(others) != 1:
         return None
-    value, found = resolve(context, block.scope, columns[0])
+    found = resolve(context, block.scope, columns[0])[1]
     if found is None or found.depth or found.source.table is None or found.column.type is None:
         return None
     bind = _query_bind(others[0], found.column.type)
     if bind is None or not found.column.type.is_vector:
         return None
-    metric, largest = METRICS[name]
+    metric = METRICS[name][0]
     distance = name in ("cosine_distance", "negative_inner_product")
     best = descending if not distance else not descending  # a large similarity is a small distance
     place = f"{identifier(found.source.alias)}.{identifier(found.column.name)}"

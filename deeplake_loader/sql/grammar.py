@@ -359,7 +359,7 @@ class ExpressionParser(TypeParser):
         self.expect("in")
         whole = self.expression()
         self.expect(")")
-        return tree.Call("strpos", (whole, part), pos)
+        return tree.Call("position", (whole, part), pos)
 
     def _substring(self, pos: int) -> tree.Call:
         value = self.expression()

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from deeplake_loader.sql import tree
-from deeplake_loader.sql.calls import is_aggregate
+from deeplake_loader.sql.aggregation import is_aggregate
 from deeplake_loader.sql.scope import Found, Scope, resolve
 from deeplake_loader.sql.tree import Expression
 

@@ -42,7 +42,8 @@ COMPARISONS = {"=": EQUAL, "<>": EQUAL, "<": LESS, "<=": LESS, ">": LESS, ">=": 
 JSON_OPERATORS = {
     "->": ("_dl_json_get", "JSON"), "->>": ("_dl_json_text", "TEXT"), "#>": ("_dl_json_path", "JSON"),
     "#>>": ("_dl_json_path_text", "TEXT"), "@>": ("_dl_json_contains", "BOOLEAN"), "?": ("_dl_json_has", "BOOLEAN"),
-    "<@": ("_dl_json_contained", "BOOLEAN"), "?|": ("_dl_json_has_any", "BOOLEAN"), "?&": ("_dl_json_has_all", "BOOLEAN"),
+    "<@": ("_dl_json_contained", "BOOLEAN"), "?|": ("_dl_json_has_any", "BOOLEAN"),
+    "?&": ("_dl_json_has_all", "BOOLEAN"),
 }  # fmt: skip
 REGULAR = {"~": (0, False), "~*": (1, False), "!~": (0, True), "!~*": (1, True)}
 
@@ -59,13 +60,13 @@ def matched(context: Context, left: Value, right: Value, pos: int) -> tuple[Valu
         if not kind.is_scalar or kind.name == "JSON":
             hint = "compare a part: value ->> 'key'" if kind.name == "JSON" else "compare a score, or test IS NULL"
             context.refuse(f"{kind} values cannot be compared; {hint}", pos)
-    kind = common(left.type, right.type)
-    if kind is None:
+    shared = common(left.type, right.type)
+    if shared is None:
         context.fail(f"cannot compare {left.type} with {right.type}; cast one side", pos)
-    if kind.name == "INTERVAL":
+    if shared.name == "INTERVAL":
         return _span(left), _span(right)
-    if kind.name in MOMENTS:
-        return convert(context, left, kind, pos), convert(context, right, kind, pos)
+    if shared.name in MOMENTS:
+        return convert(context, left, shared, pos), convert(context, right, shared, pos)
     return left, right
 
 

@@ -34,6 +34,7 @@ class Cell:
     name: str
     alias: Name | None
     text: str
+    untyped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class Wanted:
 
 
 ANYTHING = Wanted()
+
+Key = tuple[tree.OrderKey, Expression, str, bool]
+"""An ORDER BY key, the expression it means, its text, and whether it is a column of the select list."""
 
 
 class QueryCompiler(ExpressionCompiler):
@@ -139,9 +143,7 @@ class QueryCompiler(ExpressionCompiler):
 
     # -- one SELECT ------------------------------------------------------------------------------------------------
 
-    def _select(
-        self, query: tree.Query, node: tree.Select, outer: Scope, wanted: Wanted, top: bool
-    ) -> Output:
+    def _select(self, query: tree.Query, node: tree.Select, outer: Scope, wanted: Wanted, top: bool) -> Output:
         scope = Scope(outer)
         source = "" if node.source is None else sources.source_text(self, scope, node.source)
         scope.aliases = frozenset(item.alias.text for item in node.items if item.alias is not None)
@@ -166,7 +168,7 @@ class QueryCompiler(ExpressionCompiler):
         parts.append(f" GROUP BY {', '.join(text for _, text in group)}" if group else "")
         parts.append("" if having is None else f" HAVING {having.sql}")
         parts.append(" ORDER BY " + ", ".join(text for _, _, text, _ in order) if order else "")
-        parts.append(self.limit_text(scope, query))
+        parts.append(self.limit_text(query))
         single = self._single(query, node, scope, grouped)
         return Output("".join(parts), tuple(_field(cell) for cell in cells), single)
 
@@ -221,7 +223,7 @@ class QueryCompiler(ExpressionCompiler):
         if not scope.sources:
             self.context.fail("* needs a FROM", star.pos)
         plain = plain and not any(f.sql_name for s in scope.sources for f in s.columns)
-        out = []
+        out: list[Cell] = []
         for ref in sources.star_columns(self.context, scope, star):
             cell = self._cell(scope, tree.Item(ref, None), wanted, start + len(out), False)
             text = cell.text if not plain else f"{identifier(star.table.text)}.*" if star.table else "*"
@@ -230,17 +232,18 @@ class QueryCompiler(ExpressionCompiler):
 
     def _cell(self, scope: Scope, item: tree.Item, wanted: Wanted, index: int, top: bool) -> Cell:
         node, target, kind = item.expression, wanted.target(index), wanted.type(index)
+        untyped = isinstance(node, tree.Literal_) and node.kind == "string"
         value = self.expression(scope, node, target) if target is None else self.assigned(scope, node, target)
         if target is None and kind is not None and (value.untyped or value.type != kind):
             value = settle(self.context, value, kind, node.pos, bare=True) if value.untyped else self.widened(
                 value, kind, node.pos)  # fmt: skip
         elif target is None and value.literal is not None:
             value = settle(self.context, value, TEXT, node.pos)
-        name = item.alias.text if item.alias is not None else output_name(node, self)
+        name = item.alias.text if item.alias is not None else output_name(node)
         text = value.sql
         if item.alias is not None or (not top and text != identifier(name)):
             text = f"{text} AS {identifier(name)}"
-        return Cell(node, value, name, item.alias, text)
+        return Cell(node, value, name, item.alias, text, untyped)
 
     def _group(self, scope: Scope, node: tree.Select, cells: list[Cell]) -> list[tuple[Expression, str]]:
         scope.place = "GROUP BY"
@@ -294,9 +297,7 @@ class QueryCompiler(ExpressionCompiler):
             self.context.fail(f"ORDER BY {node.name.text!r} could be several columns; give them aliases", node.pos)
         return found[0] if found else None
 
-    def _check_distinct(
-        self, scope: Scope, node: tree.Select, cells: list[Cell], order: list[tuple[tree.OrderKey, Expression, str, bool]]
-    ) -> None:
+    def _check_distinct(self, scope: Scope, node: tree.Select, cells: list[Cell], order: list[Key]) -> None:
         if not node.distinct:
             return
         self.check_comparable([_field(cell) for cell in cells], "DISTINCT", node.pos)
@@ -312,7 +313,7 @@ class QueryCompiler(ExpressionCompiler):
 
     def _distinct_on(
         self, query: tree.Query, node: tree.Select, scope: Scope, cells: list[Cell],
-        order: list[tuple[tree.OrderKey, Expression, str, bool]], source: str, where: str, grouped: bool,
+        order: list[Key], source: str, where: str, grouped: bool,
     ) -> Output:  # fmt: skip
         """The first row of each group by row_number(): SQLite has no DISTINCT ON."""
         if grouped:
@@ -334,7 +335,7 @@ class QueryCompiler(ExpressionCompiler):
         final = [order_text(self.context, key, replace(value, sql=f"_dl_o{i}"))
                  for i, ((key, *_), value) in enumerate(zip(order, values, strict=True))]  # fmt: skip
         tail = f" ORDER BY {', '.join(final)}" if final else ""
-        sql = f"SELECT {outer} FROM ({body}) WHERE _dl_n = 1{tail}{self.limit_text(scope, query)}"
+        sql = f"SELECT {outer} FROM ({body}) WHERE _dl_n = 1{tail}{self.limit_text(query)}"
         return Output(sql, tuple(_field(cell) for cell in cells))
 
     def _single(self, query: tree.Query, node: tree.Select, scope: Scope, grouped: bool) -> bool:
@@ -358,7 +359,7 @@ class QueryCompiler(ExpressionCompiler):
             value = Value(str(position + 1), field.type, nullable=field.nullable, score=field.score)
             order.append(order_text(self.context, key, value))
         tail = f" ORDER BY {', '.join(order)}" if order else ""
-        return Output(found.sql + tail + self.limit_text(scope, query), found.fields)
+        return Output(found.sql + tail + self.limit_text(query), found.fields)
 
     def _compound_position(self, key: tree.OrderKey, names: list[str]) -> int:
         node = key.expression
@@ -376,7 +377,8 @@ class QueryCompiler(ExpressionCompiler):
         if isinstance(body, tree.Query):
             found = self.query(body, scope, wanted)
             bare = not (body.ctes or body.order or body.limit or body.offset)
-            return found if bare and not isinstance(body.body, tree.SetOperation) else replace(found, sql=wrapped(found.sql))
+            bare = bare and not isinstance(body.body, tree.SetOperation)
+            return found if bare else replace(found, sql=wrapped(found.sql))
         return self._select(tree.Query((), False, body, (), None, None, body.pos), body, scope, wanted, False)
 
     def _set_operation(self, node: tree.SetOperation, scope: Scope, wanted: Wanted) -> Output:
@@ -404,6 +406,8 @@ class QueryCompiler(ExpressionCompiler):
     def _met(self, left: Field, right: Field, node: tree.SetOperation) -> ColumnType | None:
         if left.type is None or right.type is None:
             return left.type or right.type
+        if left.untyped != right.untyped:
+            return right.type if left.untyped else left.type
         kind = common(left.type, right.type) if left.type != right.type else left.type
         if kind is None:
             self.context.fail(
@@ -442,16 +446,16 @@ class QueryCompiler(ExpressionCompiler):
 
     # -- LIMIT -----------------------------------------------------------------------------------------------------
 
-    def limit_text(self, scope: Scope, query: tree.Query) -> str:
+    def limit_text(self, query: tree.Query) -> str:
         """LIMIT and OFFSET; SQLite would read a negative count as none, and needs a LIMIT before an OFFSET."""
         if query.limit is None and query.offset is None:
             return ""
-        limit = "-1" if query.limit is None else self._row_count(scope, query.limit, "LIMIT")
+        limit = "-1" if query.limit is None else self._row_count(query.limit, "LIMIT")
         return f" LIMIT {limit}" + (
-            "" if query.offset is None else f" OFFSET {self._row_count(scope, query.offset, 'OFFSET')}"
+            "" if query.offset is None else f" OFFSET {self._row_count(query.offset, 'OFFSET')}"
         )
 
-    def _row_count(self, scope: Scope, node: Expression, what: str) -> str:
+    def _row_count(self, node: Expression, what: str) -> str:
         if isinstance(node, tree.Literal_) and node.kind == "null":
             return "-1" if what == "LIMIT" else "0"
         if isinstance(node, tree.Literal_) and node.kind == "number" and node.text.isdigit():
@@ -467,40 +471,43 @@ class QueryCompiler(ExpressionCompiler):
 
 
 def _field(cell: Cell) -> Field:
-    return Field(cell.name, cell.value.type, cell.value.nullable, cell.value.score)
+    return Field(cell.name, cell.value.type, cell.value.nullable, cell.value.score, untyped=cell.untyped)
 
 
-NAMES = {"strpos": "position", "now": "now", "json_build_object": "json_build_object"}
-
-
-def output_name(node: Expression, compiler: QueryCompiler | None = None) -> str:
+def output_name(node: Expression) -> str:
     """The name PostgreSQL gives a column without an alias."""
+    return _named(node)[0]
+
+
+def _named(node: Expression) -> tuple[str, bool]:
+    """(name, whether a cast around it keeps the name)."""
     if isinstance(node, tree.ColumnRef):
-        return node.name.text
+        return node.name.text, True
     if isinstance(node, tree.Call):
-        return NAMES.get(node.name, node.name)
+        return node.name, True
     if isinstance(node, tree.Cast):
-        inner = output_name(node.operand, compiler)
-        return inner if inner not in ("?column?", "case") else TYPE_NAMES.get(node.to.type.name, "?column?")
+        inner, kept = _named(node.operand)
+        return (inner, True) if kept else (TYPE_NAMES.get(node.to.type.name, "?column?"), False)
     if isinstance(node, tree.Case):
-        inner = "?column?" if node.default is None else output_name(node.default, compiler)
-        return inner if inner != "?column?" and isinstance(node.default, tree.ColumnRef) else "case"
+        inner, kept = ("", False) if node.default is None else _named(node.default)
+        return (inner, True) if kept else ("case", False)
     if isinstance(node, tree.Scalar):
-        return _subquery_name(node.query, compiler)
+        return _subquery_name(node.query), True
     if isinstance(node, tree.AtZone):
-        return "timezone"
-    named: dict[type, str] = {tree.Exists: "exists", tree.Array: "array", tree.Tuple_: "row"}
+        return "timezone", True
+    if isinstance(node, tree.Exists):
+        return "exists", True
     if isinstance(node, tree.Literal_) and node.kind == "boolean":
-        return "bool"
-    return named.get(type(node), "?column?")
+        return "bool", False
+    return ("row", True) if isinstance(node, tree.Tuple_) else ("?column?", False)
 
 
-def _subquery_name(query: tree.Query, compiler: QueryCompiler | None) -> str:
+def _subquery_name(query: tree.Query) -> str:
     body = query.body
     if not isinstance(body, tree.Select) or not body.items:
         return "column1" if isinstance(body, tree.Values) else "?column?"
     item = body.items[0]
-    return item.alias.text if item.alias is not None else output_name(item.expression, compiler)
+    return item.alias.text if item.alias is not None else output_name(item.expression)
 
 
 TYPE_NAMES = {

@@ -14,13 +14,15 @@ from deeplake_loader.types import ColumnType, Table
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column that a query or a table offers; ``sql_name`` where SQLite calls it otherwise."""
+    """A column that a query or a table offers; ``sql_name`` where SQLite calls it otherwise, ``untyped`` for a string
+    literal, whose type UNION may still choose."""
 
     name: str
     type: ColumnType | None
     nullable: bool = True
     score: bool = False
     sql_name: str | None = None
+    untyped: bool = False
 
 
 @dataclass(slots=True)

@@ -126,7 +126,7 @@ def _series(compiler: QueryCompiler, scope: Scope, call: tree.Call) -> tuple[str
         return f"_dl_moments({ends[0].sql}, {ends[1].sql}, {step.sql})", kind
     for value in values:
         if value.type is not None and value.name not in WHOLE:
-            context.refuse(f"generate_series of {value.type} is not supported; of whole numbers and timestamps", call.pos)
+            context.refuse(f"generate_series of {value.type} is not supported", call.pos)
     step_sql = values[2].sql if len(values) == 3 else "1"
     kind = BIGINT if any(v.name == "BIGINT" for v in values) else INTEGER
     return f"_dl_series({values[0].sql}, {values[1].sql}, {step_sql})", kind
@@ -137,7 +137,7 @@ def _unnest(compiler: QueryCompiler, scope: Scope, call: tree.Call) -> tuple[str
     node = call.arguments[0] if len(call.arguments) == 1 else None
     kind: ColumnType | None = None
     if isinstance(node, tree.Cast) and node.to.array:
-        node, kind = node.operand, node.to.type
+        kind, node = node.to.type, node.operand
     if isinstance(node, tree.Parameter):
         if kind is None:
             context.fail("unnest of a parameter needs its type: unnest(%s::int[])", call.pos)
@@ -160,7 +160,7 @@ def _join(compiler: QueryCompiler, scope: Scope, join: tree.Join) -> str:
     right = source_text(compiler, scope, join.right)
     if join.kind == "comma":
         if any(isinstance(n, tree.Join) and n.kind in ("right", "full") for n in tree.walk(join)):
-            context.refuse("a comma beside RIGHT or FULL JOIN is not supported; write CROSS JOIN or a subquery", join.pos)
+            context.refuse("a comma beside RIGHT or FULL JOIN is not supported; use a subquery", join.pos)
         return f"{left}, {right}"
     for source in scope.sources[start:middle]:
         source.optional = source.optional or join.kind in ("right", "full")

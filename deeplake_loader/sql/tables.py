@@ -12,13 +12,14 @@ from deeplake_loader.sql import tree
 from deeplake_loader.sql.casts import assign
 from deeplake_loader.sql.ordering import order_text
 from deeplake_loader.sql.queries import QueryCompiler
-from deeplake_loader.sql.scope import Field, Scope, Visible
+from deeplake_loader.sql.scope import Scope, Visible, table_fields
 from deeplake_loader.sql.tree import Name
 from deeplake_loader.sql.values import WHOLE, Context, Target, identifier
 from deeplake_loader.types import BLOBS, RESERVED_PREFIX, Column, ColumnType, Table
 
 STORED = {
-    "DOUBLE": "DOUBLE PRECISION", "JSON": "JSON TEXT", "UUID": "UUID TEXT", "VECTOR": "BIGINT", **dict.fromkeys(BLOBS, "BIGINT"),
+    "DOUBLE": "DOUBLE PRECISION", "JSON": "JSON TEXT", "UUID": "UUID TEXT", "VECTOR": "BIGINT",
+    **dict.fromkeys(BLOBS, "BIGINT"),
 }  # fmt: skip
 """Type -> what SQLite is told; the others keep their name. JSON and UUID alone would have numeric affinity."""
 
@@ -58,7 +59,7 @@ class TableCompiler:
             columns.insert(0, Column("id", ColumnType("BIGINT"), False))
             keys = ("id",)
         table = Table(node.name.text, tuple(columns), keys)
-        self._distinct_names(node, table)
+        self._distinct_names(node)
         auto = self._counts(node, table)
         parts = ["id INTEGER PRIMARY KEY AUTOINCREMENT"] if numbered else []
         parts += [self._column_text(table, column, auto) for column in node.columns]
@@ -70,15 +71,15 @@ class TableCompiler:
         if name.text.lower().startswith((RESERVED_PREFIX, "sqlite_")):
             self.context.fail(f"names that begin with {RESERVED_PREFIX} or sqlite_ are reserved", name.pos)
 
-    def _distinct_names(self, node: tree.CreateTable, table: Table) -> None:
+    def _distinct_names(self, node: tree.CreateTable) -> None:
         seen: set[str] = set()
         for column in node.columns:
             if column.name.text.lower() in seen:
-                self.context.fail(f"two columns are named {column.name.text!r} (case does not tell them apart)", column.pos)
+                self.context.fail(f"two columns are named {column.name.text!r} (whatever the case)", column.pos)
             seen.add(column.name.text.lower())
 
     def _key(self, node: tree.CreateTable) -> tuple[str, ...]:
-        found = [(c.name.text,) for c in node.columns if c.primary_key]
+        found: list[tuple[str, ...]] = [(c.name.text,) for c in node.columns if c.primary_key]
         found += [tuple(n.text for n in c.columns) for c in node.constraints if c.kind == "primary"]
         if len(found) > 1:
             self.context.fail("a table has one primary key", node.pos)
@@ -95,7 +96,7 @@ class TableCompiler:
             self.context.refuse(f"a column cannot be named {node.name.text!r} here; choose another name", node.pos)
         if node.type.array or kind.name == "INTERVAL":
             hint = "keep lists in JSON" if node.type.array else "keep seconds as a number"
-            self.context.refuse(f"{kind}{'[]' if node.type.array else ''} columns are not supported; {hint}", node.type.pos)
+            self.context.refuse(f"{kind}{'[]' * node.type.array} columns are not supported; {hint}", node.type.pos)
         if node.type.length == 0:
             self.context.fail("VECTOR needs its dimension: VECTOR(768)", node.type.pos)
         key = node.name.text in keys
@@ -142,7 +143,7 @@ class TableCompiler:
         kind, value = node.type.type, node.default
         if not kind.is_scalar and not (isinstance(value, tree.Literal_) and value.kind == "null"):
             self.context.refuse(f"a default for {kind} is not supported", value.pos)
-        if isinstance(value, tree.Call) and value.name in ("now", "localtimestamp", "current_date", "transaction_timestamp"):
+        if isinstance(value, tree.Call) and value.name in ("now", "localtimestamp", "current_date"):
             if kind.name not in DEFAULT_NOW:
                 self.context.fail(f"the default of column {node.name.text!r} is a time, its type {kind}", value.pos)
             return f" DEFAULT {DEFAULT_NOW[kind.name]}"
@@ -155,7 +156,7 @@ class TableCompiler:
     def _portable(self, table: Table, node: tree.Expression, kind: ColumnType | None) -> str:
         """An expression that any SQLite tool can run; of one type where a type is given."""
         scope = Scope(place="a table's definition")
-        scope.sources.append(Visible(table.name, tuple(Field(c.name, c.type, c.nullable) for c in table.columns), table))
+        scope.sources.append(Visible(table.name, table_fields(table), table))
         for part in tree.walk(node):
             if isinstance(part, tree.Parameter):
                 self.context.fail("a definition takes no parameters; write the value", part.pos)
@@ -168,7 +169,7 @@ class TableCompiler:
             value = assign(self.context, self.queries.expression(scope, node, target), target, node.pos)
         if "_dl_" in value.sql or value.score:
             self.context.refuse(
-                "this expression needs functions that other SQLite tools do not have, so it cannot stand in a definition; "
+                "this expression needs functions that other SQLite tools lack, so it cannot stand in a definition; "
                 "check the value in Python, or use simple comparisons", node.pos,
             )  # fmt: skip
         return value.sql
@@ -217,7 +218,7 @@ class TableCompiler:
     def index(self, node: tree.CreateIndex) -> Definition:
         table = self.context.table(node.table)
         scope = Scope(place="an index")
-        scope.sources.append(Visible(table.name, tuple(Field(c.name, c.type, c.nullable) for c in table.columns), table))
+        scope.sources.append(Visible(table.name, table_fields(table), table))
         keys = []
         for key in node.keys:
             value = self.queries.expression(scope, key.expression)
@@ -227,7 +228,8 @@ class TableCompiler:
                 self.context.refuse("an index on this expression would need functions of ours; index a column", key.pos)
             plain = replace(value, nullable=False)  # SQLite's indexes take no NULLS FIRST; it changes no result
             text = order_text(self.context, key, plain)
-            keys.append(text if isinstance(key.expression, tree.ColumnRef) else text.replace(value.sql, f"({value.sql})", 1))
+            column = isinstance(key.expression, tree.ColumnRef)
+            keys.append(text if column else text.replace(value.sql, f"({value.sql})", 1))
         name = node.name.text if node.name is not None else self._index_name(table, node)
         if name.lower().startswith((RESERVED_PREFIX, "sqlite_")):
             self.context.fail(f"names that begin with {RESERVED_PREFIX} or sqlite_ are reserved", node.pos)
@@ -272,7 +274,7 @@ class TableCompiler:
 
     def _add(self, table: Table, column: tree.ColumnDefinition, node: tree.AlterTable) -> Definition:
         if column.primary_key or column.unique or column.identity or column.type.serial or column.generated is not None:
-            self.context.refuse("an added column cannot be a key, unique or generated; add a UNIQUE INDEX after it", node.pos)
+            self.context.refuse("an added column cannot be a key, unique or generated; add a UNIQUE INDEX", node.pos)
         if column.not_null and column.default is None:
             self.context.fail("an added NOT NULL column needs a DEFAULT", column.pos)
         if table.column(column.name.text) is not None:

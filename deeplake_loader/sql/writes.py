@@ -193,10 +193,7 @@ class WriteCompiler:
         table = self.context.table(node.table.name)
         block = Scope(scope)
         target = sources.table_text(self.queries, block, node.table)
-        if node.using is None:
-            where = self._where(block, node.where)
-        else:
-            where = self._using(block, node, table, target)
+        where = self._where(block, node.where) if node.using is None else self._using(block, node, table, target)
         returning, results = self._returning(scope, node.returning, node.table, table)
         self._forget_read(table, node)
         return Write(f"{head}DELETE FROM {target}{where}{returning}", table, (), results)
