@@ -25,6 +25,7 @@ SHARDS = "shards"
 VECTORS = "vectors"
 
 _IOV_MAX = 1024  # Linux's limit of buffers in one pwritev
+_F_FULLFSYNC = 51  # macOS; Python names it there only
 _SAFE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
@@ -147,7 +148,7 @@ def sync_data(fd: int) -> None:
     if hasattr(os, "fdatasync"):
         os.fdatasync(fd)
     else:  # macOS, where fsync stops at the drive's own cache
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        fcntl.fcntl(fd, _F_FULLFSYNC)
 
 
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: str) -> int:
