@@ -71,12 +71,14 @@ class Participant:
 @dataclass(slots=True)
 class Transaction:
     """One outermost transaction: ``id`` of its commit, ``clock`` (UTC text, also NOW()), ``message`` (may be set until
-    it ends) and, once committed, ``seq``: the commit's number, None when there was nothing to commit."""
+    it ends), ``branch`` the commit is recorded for (may be set, too) and, once committed, ``seq``: the commit's number,
+    None when there was nothing to commit."""
 
     id: str
     clock: str
     message: str | None = None
     seq: int | None = None
+    branch: int = 1
 
 
 class Catalog:
@@ -94,6 +96,7 @@ class Catalog:
         self.root = root
         self.read_only = read_only
         self.timeout_s = timeout_s
+        self.branch = 1
         self.participants: list[Participant] = []
         self._hooks: list[Hook] = []
         self._connection: sqlite3.Connection | None = None
@@ -256,7 +259,7 @@ class Catalog:
             raise InputError("a transaction cannot begin inside a snapshot, whose reads are fixed; begin it first")
         self._settle()
         self.execute("BEGIN IMMEDIATE")
-        tx = self._transaction = Transaction(uuid4().hex, utc_now(), message)
+        tx = self._transaction = Transaction(uuid4().hex, utc_now(), message, branch=self.branch)
         self._depth = 0
         self._changes_at_start = self.connection.total_changes
         self._schema_at_start = self.schema_version()
@@ -274,11 +277,21 @@ class Catalog:
         changed = self.connection.total_changes != self._changes_at_start
         if not changed and tx.message is None and self.schema_version() == self._schema_at_start:
             return
+        tx.seq = self._number(tx.id, tx.branch, tx.message)
+
+    def _number(self, commit: str, branch: int, message: str | None) -> int:
         seq = self.head() + 1
-        row = (seq, tx.id, tx.clock, tx.message)
-        self.execute("INSERT INTO _dl_commits (seq, id, created_at, message) VALUES (?, ?, ?, ?)", row)
+        row = (seq, commit, self.now(), catalog_file.author(), message, branch)
+        self.execute(
+            "INSERT INTO _dl_commits (seq, id, created_at, author, message, branch) VALUES (?, ?, ?, ?, ?, ?)", row
+        )
         self.execute("UPDATE _dl_head SET seq = ?", (seq,))
-        tx.seq = seq
+        return seq
+
+    def seal(self, branch: int) -> int:
+        """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
+        own, within the open transaction; what follows belongs to the next one."""
+        return self._number(uuid4().hex, branch, None)
 
     def _commit(self, tx: Transaction) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -19,7 +20,18 @@ _BOOKKEEPING = """
 CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
-    message TEXT);
+    message TEXT, branch INTEGER NOT NULL DEFAULT 1);
+CREATE TABLE _dl_branches (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, head INTEGER NOT NULL,
+    created_at TEXT NOT NULL, deleted_at TEXT);
+CREATE TABLE _dl_nodes (id INTEGER PRIMARY KEY AUTOINCREMENT, branch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    parent INTEGER, other INTEGER);
+CREATE INDEX _dl_nodes_by_branch ON _dl_nodes (branch, seq);
+CREATE TABLE _dl_forks (branch INTEGER NOT NULL, seq INTEGER NOT NULL, main_seq INTEGER NOT NULL,
+    PRIMARY KEY (branch, seq)) WITHOUT ROWID;
+CREATE TABLE _dl_overlays (branch INTEGER NOT NULL, table_name TEXT NOT NULL,
+    PRIMARY KEY (branch, table_name)) WITHOUT ROWID;
+CREATE TABLE _dl_tags (name TEXT PRIMARY KEY, branch INTEGER NOT NULL, seq INTEGER NOT NULL, node INTEGER NOT NULL,
+    created_at TEXT NOT NULL, message TEXT);
 CREATE TABLE _dl_tables (name TEXT PRIMARY KEY, definition TEXT NOT NULL, ddl TEXT NOT NULL);
 CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('shard', 'vector')),
     table_name TEXT, column_name TEXT, url TEXT NOT NULL UNIQUE,
@@ -39,6 +51,17 @@ CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema I
 def utc_now() -> str:
     """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+@lru_cache(maxsize=1)
+def author() -> str | None:
+    """Who commits: $DEEPLAKE_AUTHOR, else the user's name; None where the system knows no name."""
+    from getpass import getuser
+
+    try:
+        return os.environ.get("DEEPLAKE_AUTHOR") or getuser()
+    except (OSError, KeyError, ImportError):
+        return None
 
 
 def connect(root: store.Root, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:
@@ -126,6 +149,8 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
         connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
+        connection.execute("INSERT INTO _dl_nodes (id, branch, seq) VALUES (1, 1, 0)")
+        connection.execute("INSERT INTO _dl_branches (name, head, created_at) VALUES ('main', 1, ?)", (utc_now(),))
     connection.execute("COMMIT")
 
 

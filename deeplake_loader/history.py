@@ -100,7 +100,7 @@ def rebuild(catalog: Catalog, table: str) -> None:
     """Bring log and triggers in line with the table after an ALTER or a new unique index (caller's transaction)."""
     shape = read_shape(catalog, table)
     drop_triggers(catalog, table)
-    known = {row[1].lower() for row in catalog.execute(f"PRAGMA table_info({quote_identifier(shape.log)})")}
+    known = {row[1].lower() for row in catalog.execute(f"PRAGMA main.table_info({quote_identifier(shape.log)})")}
     for column in shape.columns:
         if column.name.lower() not in known:
             catalog.execute(f"ALTER TABLE {quote_identifier(shape.log)} ADD COLUMN {_declare(column)}")
@@ -130,7 +130,7 @@ def log_bulk_insert(catalog: Catalog, table: str, *, after_rowid: int) -> None:
     key = quote_identifiers(shape.key)
     catalog.execute(
         f"INSERT INTO {quote_identifier(shape.log)} (_dl_seq, _dl_op, {key}) "
-        f"SELECT {SEQ}, 'I', {key} FROM {quote_identifier(table)} WHERE rowid > ?",
+        f"SELECT {SEQ}, 'I', {key} FROM main.{quote_identifier(table)} WHERE rowid > ?",
         (after_rowid,),
     )
 
@@ -142,16 +142,16 @@ def as_of_sql(catalog: Catalog, table: str) -> str:
     changed = f"SELECT 1 FROM {log} l WHERE {_equal('l', 't', shape.key)} AND l._dl_seq >= ?1"
     earlier = f"SELECT 1 FROM {log} e WHERE {_equal('e', 'l', shape.key)} AND e._dl_seq >= ?1 AND e._dl_n < l._dl_n"
     return (
-        f"SELECT {shape.names} FROM {t} t WHERE NOT EXISTS ({changed}) UNION ALL "
+        f"SELECT {shape.names} FROM main.{t} t WHERE NOT EXISTS ({changed}) UNION ALL "
         f"SELECT {shape.names} FROM {log} l WHERE l._dl_seq >= ?1 AND l._dl_op <> 'I' AND NOT EXISTS ({earlier})"
     )
 
 
 def read_shape(catalog: Catalog, table: str) -> Shape:
     """The table as SQLite itself describes it."""
-    quoted = quote_identifier(table)
-    info = catalog.execute(f"PRAGMA table_xinfo({quoted})").fetchall()
-    indexes = [row for row in catalog.execute(f"PRAGMA index_list({quoted})") if row[2]]
+    quoted = quote_identifier(table)  # "main.": a handle on a branch has a TEMP view of that name
+    info = catalog.execute(f"PRAGMA main.table_xinfo({quoted})").fetchall()
+    indexes = [row for row in catalog.execute(f"PRAGMA main.index_list({quoted})") if row[2]]
     terms = {row[1]: _index_terms(catalog, row[1]) for row in indexes}
     collations = {t.column: t.collation for row in indexes if row[3] == "pk" for t in terms[row[1]]}
     columns = tuple(
@@ -166,10 +166,10 @@ def read_shape(catalog: Catalog, table: str) -> Shape:
 
 def _index_terms(catalog: Catalog, index: str) -> list[Term]:
     """The terms an index compares: columns by name, expressions by their text in the CREATE INDEX statement."""
-    rows = [r for r in catalog.execute(f"PRAGMA index_xinfo({quote_identifier(index)})") if r[5]]
+    rows = [r for r in catalog.execute(f"PRAGMA main.index_xinfo({quote_identifier(index)})") if r[5]]
     written: list[str] = []
     if any(name is None for _, _, name, *_ in rows):
-        query = "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?"
+        query = "SELECT sql FROM main.sqlite_master WHERE type = 'index' AND name = ?"
         written = split_index_terms(catalog.execute(query, (index,)).fetchone()[0])
     return [
         Term(name, quote_identifier(name) if name is not None else written[i], collation)
