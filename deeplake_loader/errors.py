@@ -118,9 +118,16 @@ class ConstraintError(DeeplakeError):
 
 
 class ConflictError(DeeplakeError):
-    """Two histories changed the same rows."""
+    """Two histories changed the same rows; ``conflicts`` lists them, each with table, key, base, ours and theirs."""
 
     kind = "conflict"
+
+    def __init__(self, message: str, *, conflicts: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = conflicts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_conflict_error, (self.args[0], self.conflicts)
 
 
 class CorruptionError(DeeplakeError):
@@ -166,6 +173,10 @@ def _rebuild_constraint_error(
     message: str, constraint: str | None, table: str | None, columns: tuple[str, ...]
 ) -> ConstraintError:
     return ConstraintError(message, constraint=constraint, table=table, columns=columns)
+
+
+def _rebuild_conflict_error(message: str, conflicts: tuple[object, ...]) -> ConflictError:
+    return ConflictError(message, conflicts=conflicts)
 
 
 def _shorten(text: str, limit: int = 400) -> str:

@@ -1,0 +1,416 @@
+"""Merging: what one branch has and another lacks, decided key by key over their best common ancestors, then replayed.
+
+    keys that can differ -> rows of both sides -> keys that do differ -> base rows -> keep, take or conflict
+                         -> constraints -> replay in one transaction -> a node with two parents
+
+Per key: equal on both sides, or unchanged on the source: keep. Unchanged on the target: take. Else a conflict; equal
+changes are none. All of it is SQL over TEMP tables, so the cost follows what changed, never the size of the tables.
+
+A merge of main into a branch also moves the branch's fork to main's present: keys that the branch never took over then
+simply show main's rows, and only those where the branch keeps another row are copied into its overlay first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeplake_loader import integrity, states
+from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
+from deeplake_loader.diff import Columns, Counts, Diff, TableDiff
+from deeplake_loader.errors import ConflictError, InputError
+from deeplake_loader.graph import Graph
+from deeplake_loader.history import SEQ
+from deeplake_loader.images import CONFLICT, KEEP, PRESENT, TAKE, Images
+from deeplake_loader.integrity import Incoming
+from deeplake_loader.types import quote_identifier
+
+if TYPE_CHECKING:
+    from deeplake_loader.catalog import Catalog
+    from deeplake_loader.overlays import BranchWriter
+    from deeplake_loader.rows import Source
+    from deeplake_loader.states import Query
+    from deeplake_loader.types import Table
+
+OnConflict = Literal["raise", "ours", "theirs"]
+Reason = Literal["changed on both", "unique value taken", "parent missing", "children left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """One row on which a merge cannot decide.
+
+    ``key``: its primary key (a tuple where that has several columns). ``base``, ``ours`` (the target) and ``theirs``
+    (the source): the row's columns by name, None where there is no such row; ``base`` is None, too, when the histories
+    crossed and their ancestors disagree. ``reason``: both sides changed the row; or taking theirs would break a unique
+    value, lack its parent row, or leave children of the target without theirs.
+    """
+
+    table: str
+    key: Any
+    base: dict[str, Any] | None
+    ours: dict[str, Any] | None
+    theirs: dict[str, Any] | None
+    reason: Reason = "changed on both"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did: the id of its commit (None when there was nothing to do, or in a dry run), rows added, changed
+    and removed in the target in all and by table, the conflicts that ``on_conflict`` settled (in a dry run: all there
+    are), and in a dry run the diff."""
+
+    commit: str | None = None
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    tables: dict[str, Counts] = field(default_factory=dict)
+    conflicts: tuple[Conflict, ...] = ()
+    diff: Diff | None = None
+
+
+@dataclass(slots=True)
+class Part:
+    """One table of a merge: images of both sides and of their base, and the choice for each key that differs."""
+
+    images: Images
+    ours: str
+    theirs: str
+    base: str
+    choices: str
+
+    @property
+    def name(self) -> str:
+        return self.images.table.name
+
+    @property
+    def incoming(self) -> Incoming:
+        return Incoming(self.images, self.ours, self.theirs, self.choices)
+
+
+class _RolledBack(Exception):
+    """Leaves the transaction of a merge that shall leave nothing behind."""
+
+
+class _Refused(Exception):
+    """Rows that would break a constraint: keys by part, with the reason."""
+
+    def __init__(self, found: list[tuple[Part, Reason, list[Any]]]) -> None:
+        super().__init__()
+        self.found = found
+
+
+class Merger:
+    """Merges and reverts for one store's catalog."""
+
+    def __init__(self, catalog: Catalog, writer: BranchWriter, source: Source) -> None:
+        self._catalog, self._writer, self._source = catalog, writer, source
+        self._branches = Branches(catalog)
+
+    def merge(
+        self, source: str, into: str, *, on_conflict: OnConflict, dry_run: bool, message: str | None
+    ) -> MergeResult:
+        """Merge branch ``source`` into branch ``into``: see Database.merge."""
+        if on_conflict not in ("raise", "ours", "theirs"):
+            raise InputError(f"on_conflict is 'raise', 'ours' or 'theirs', got {on_conflict!r}")
+        if source == into:
+            raise InputError(f"cannot merge branch {source!r} into itself")
+        result = MergeResult()
+        with suppress(_RolledBack), self._alone(message or f"merge {source!r} into {into!r}") as tx:
+            theirs, ours = self._branches.get(source), self._branches.get(into)
+            tx.branch = ours.id
+            result = _Run(self, ours, theirs, on_conflict, dry_run).merge()
+            if dry_run or result.commit is None:
+                raise _RolledBack
+            result = replace(result, commit=tx.id)
+        return result
+
+    def revert(self, to: Point, branch: Branch, *, message: str | None) -> MergeResult:
+        """Give the branch the rows it had at a point, as a new commit."""
+        result = MergeResult()
+        with suppress(_RolledBack), self._alone(message or "revert") as tx:
+            tx.branch = branch.id
+            result = _Run(self, branch, branch, "theirs", False).revert(to)
+            if result.commit is None:
+                raise _RolledBack
+            result = replace(result, commit=tx.id)
+        return result
+
+    @contextmanager
+    def _alone(self, message: str) -> Iterator[Any]:
+        """A transaction of its own, without SQLite's foreign keys, whose actions would reach beyond the merge."""
+        if self._catalog.in_transaction:
+            raise InputError("a merge or revert is a commit of its own; end the open transaction first")
+        with self._catalog.without_foreign_keys(), self._catalog.transaction(message) as tx:
+            yield tx
+
+
+class _Run:
+    """One merge, inside its transaction."""
+
+    def __init__(self, merger: Merger, ours: Branch, theirs: Branch, on_conflict: OnConflict, dry_run: bool) -> None:
+        self._catalog, self._writer, self._source = merger._catalog, merger._writer, merger._source
+        self._branches = merger._branches
+        self._ours, self._theirs, self._on_conflict, self._dry_run = ours, theirs, on_conflict, dry_run
+        self._conflicts: list[Conflict] = []
+
+    def merge(self) -> MergeResult:
+        here, there = self._branches.present(self._ours.id), self._branches.present(self._theirs.id)
+        target, source = self._branches.node(here), self._branches.node(there)
+        graph = Graph(self._branches.parents())
+        if source in graph.ancestors(target):
+            return MergeResult()
+        parts = [p for t in self._tables() if (p := self._decide(t, here, there, graph, target, source)) is not None]
+        moves = self._theirs.id == MAIN
+        result = self._settle(parts, there.seq if moves else None)
+        self._branches.add_node(Point(self._ours.id, self._catalog.head() + 1), target, source)
+        return result
+
+    def revert(self, to: Point) -> MergeResult:
+        here = self._branches.present(self._ours.id)
+        parts = [p for t in self._tables() if (p := self._take_all(t, here, to)) is not None]
+        return self._settle(parts, None) if parts else MergeResult()
+
+    def _tables(self) -> list[Table]:
+        return list(self._catalog.tables().values())
+
+    # -- deciding ------------------------------------------------------------------------------------------------------
+
+    def _decide(
+        self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int
+    ) -> Part | None:
+        images = Images(self._catalog, table)
+        keys = images.candidates((here, there))
+        if keys is None:
+            return None
+        ours, theirs = images.read(here, keys), images.read(there, keys)
+        differing = self._differing(images, ours, theirs)
+        if differing is None:
+            images.close()
+            return None
+        known = {target: ours, source: theirs}
+
+        def read(node: int) -> str:
+            if node not in known:
+                known[node] = images.read(self._branches.point_of(node), differing)
+            return known[node]
+
+        base = graph.virtual_base(target, source, read, images.merge)
+        choices = images.create(("choice INTEGER NOT NULL",))
+        self._catalog.execute(
+            f"INSERT INTO {choices} SELECT {images.keys_of('d')}, CASE WHEN {images.same('t', 'b')} THEN {KEEP} "
+            f"WHEN {images.same('o', 'b')} THEN {TAKE} ELSE {CONFLICT} END FROM {differing} d "
+            f"{images.join('d', ours, 'o')} {images.join('d', theirs, 't')} {images.join('d', base, 'b')}"
+        )
+        return Part(images, ours, theirs, base, choices)
+
+    def _take_all(self, table: Table, here: Point, to: Point) -> Part | None:
+        images = Images(self._catalog, table)
+        keys = images.candidates((here, to))
+        if keys is None:
+            return None
+        ours, theirs = images.read(here, keys), images.read(to, keys)
+        differing = self._differing(images, ours, theirs)
+        if differing is None:
+            images.close()
+            return None
+        choices = images.create(("choice INTEGER NOT NULL",))
+        self._catalog.execute(f"INSERT INTO {choices} SELECT {images.key}, {TAKE} FROM {differing}")
+        return Part(images, ours, theirs, ours, choices)
+
+    def _differing(self, images: Images, ours: str, theirs: str) -> str | None:
+        differing = images.create()
+        self._catalog.execute(
+            f"INSERT INTO {differing} SELECT {images.keys_of('o')} FROM {ours} o {images.join('o', theirs, 't')} "
+            f"WHERE NOT ({images.same('o', 't')})"
+        )
+        return differing if self._catalog.fetchone(f"SELECT 1 FROM {differing} LIMIT 1") else None
+
+    # -- conflicts -----------------------------------------------------------------------------------------------------
+
+    def _settle(self, parts: Sequence[Part], moved_to: int | None) -> MergeResult:
+        """Settle conflicts as asked, replay, and say what was done."""
+        for part in parts:
+            self._conflicts += self._list(part, f"v.choice = {CONFLICT}", "changed on both")
+            choice = TAKE if self._on_conflict == "theirs" else KEEP
+            self._catalog.execute(f"UPDATE {part.choices} SET choice = {choice} WHERE choice = {CONFLICT}")
+        if self._on_conflict == "raise" and not self._dry_run:
+            self._raise_conflicts()
+        self._replay_lawfully(parts, moved_to)
+        counts = {part.name: found for part in parts if (found := self._count(part)) != Counts()}
+        total = sum(counts.values(), Counts())
+        diff = Diff([self._diff(part) for part in parts]) if self._dry_run else None
+        commit = None if self._dry_run else ""
+        return MergeResult(
+            commit, total.added, total.changed, total.removed, counts, tuple(self._conflicts), diff
+        )
+
+    def _replay_lawfully(self, parts: Sequence[Part], moved_to: int | None) -> None:
+        """Replay; rows that would break a constraint are conflicts, which only "ours" (and a dry run) can settle."""
+        while True:
+            try:
+                with self._catalog.transaction():
+                    self._replay(parts, moved_to)
+                return
+            except _Refused as refused:
+                for part, reason, keys in refused.found:
+                    self._refuse(part, reason, keys)
+            if self._on_conflict != "ours" and not self._dry_run:
+                self._raise_conflicts()
+
+    def _refuse(self, part: Part, reason: Reason, keys: list[Any]) -> None:
+        images = part.images
+        chosen = images.create()
+        places = ", ".join("?" * len(images.shape.key))
+        self._catalog.executemany(f"INSERT OR IGNORE INTO {chosen} VALUES ({places})", keys)
+        self._conflicts += self._list(part, f"v.choice = {TAKE} AND {images.contains('v', chosen)}", reason)
+        self._catalog.execute(f"UPDATE {part.choices} SET choice = {KEEP} WHERE {images.within(chosen)}")
+
+    def _list(self, part: Part, where: str, reason: Reason) -> list[Conflict]:
+        images, columns, width = part.images, self._columns(part.images), len(part.images.shape.columns)
+        sides = ("b", "o", "t")
+        records = self._catalog.fetchall(
+            f"SELECT {', '.join(f'{s}._dl_state' for s in sides)}, {', '.join(map(images.columns, sides))} "
+            f"FROM {part.choices} v {images.join('v', part.base, 'b')} {images.join('v', part.ours, 'o')} "
+            f"{images.join('v', part.theirs, 't')} WHERE {where} ORDER BY {images.keys_of('v')}"
+        )
+        found = []
+        for record in records:
+            rows = [record[3 + i * width : 3 + (i + 1) * width] for i in range(3)]
+            base, ours, theirs = (columns.row(row, record[i] == PRESENT) for i, row in enumerate(rows))
+            key = columns.key(rows[1])
+            found.append(Conflict(images.table.name, key, base, ours, theirs, reason))
+        return found
+
+    def _raise_conflicts(self) -> None:
+        if not self._conflicts:
+            return
+        shown = ", ".join(f"{c.table} {c.key!r} ({c.reason})" for c in self._conflicts[:3])
+        more = f" and {len(self._conflicts) - 3} more" if len(self._conflicts) > 3 else ""
+        raise ConflictError(
+            f"cannot merge {self._theirs.name!r} into {self._ours.name!r}, {len(self._conflicts)} rows are in conflict: "
+            f"{shown}{more}; nothing was changed. See the error's conflicts, or pass on_conflict='ours' or 'theirs'",
+            conflicts=tuple(self._conflicts),
+        )
+
+    # -- replay --------------------------------------------------------------------------------------------------------
+
+    def _replay(self, parts: Sequence[Part], moved_to: int | None) -> None:
+        before = self._view_at(Point(self._ours.id, self._catalog.head()))
+        self._refuse_clashes(
+            (part, "unique value taken", list(integrity.unique_clashes(self._catalog, part.incoming, before)))
+            for part in parts
+        )
+        for part in parts:
+            if self._ours.id == MAIN:
+                self._write(part, part.name)
+            elif moved_to is None:
+                self._write_overlay(part)
+            else:
+                self._keep_aside(part)
+        if moved_to is not None:
+            self._move_fork(moved_to)
+        self._check_references(parts)
+
+    def _write(self, part: Part, real: str, condition: str = "1") -> None:
+        """Delete the merged keys and insert their rows anew: values may then swap between rows freely."""
+        images, target = part.images, f"main.{quote_identifier(real)}"
+        chosen = images.create()
+        self._catalog.execute(
+            f"INSERT INTO {chosen} SELECT {images.keys_of('v')} FROM {part.choices} v WHERE choice = {TAKE} AND {condition}"
+        )
+        self._catalog.execute(f"DELETE FROM {target} WHERE {images.within(chosen)}")
+        self._catalog.execute(
+            f"INSERT INTO {target} ({images.names}) SELECT {images.names} FROM {part.theirs} "
+            f"WHERE _dl_state = {PRESENT} AND {images.within(chosen)} ORDER BY {images.key}"
+        )
+
+    def _write_overlay(self, part: Part) -> None:
+        overlay = self._writer.ensure(self._ours.id, part.name)
+        self._copy_up(part, f"choice = {TAKE}")
+        self._write(part, overlay)
+
+    def _copy_up(self, part: Part, where: str) -> None:
+        self._writer.copy_up(
+            self._ours.id, part.name, f"SELECT {part.images.key} FROM {part.choices} WHERE {where}", ()
+        )
+
+    def _keep_aside(self, part: Part) -> None:
+        """Before main becomes the base: rows that the branch keeps against main go into the overlay, and merged rows
+        replace those that are there already."""
+        kept = f"SELECT 1 FROM {part.choices} WHERE choice <> {TAKE}"
+        if self._catalog.fetchone(kept) is not None:
+            self._writer.ensure(self._ours.id, part.name)
+            self._copy_up(part, f"choice <> {TAKE}")
+        if part.name in self._branches.overlays(self._ours.id):
+            images = part.images
+            owned = " OR ".join(
+                images.contains("v", f"main.{quote_identifier(name(self._ours.id, part.name))}")
+                for name in (overlay_name, shadow_name)
+            )
+            self._write(part, overlay_name(self._ours.id, part.name), f"({owned})")
+
+    def _move_fork(self, main_seq: int) -> None:
+        """From this commit on the branch stands on main's present; its own keys must hide main's."""
+        for table in self._branches.overlays(self._ours.id):
+            key = Images(self._catalog, self._catalog.tables()[table.lower()]).key
+            overlay, shadow = (quote_identifier(name(self._ours.id, table)) for name in (overlay_name, shadow_name))
+            self._catalog.execute(
+                f"INSERT OR IGNORE INTO main.{shadow} ({key}, _dl_seq) SELECT {key}, {SEQ} FROM main.{overlay}"
+            )
+        row = (self._ours.id, self._catalog.head() + 1, main_seq)
+        self._catalog.execute("INSERT OR REPLACE INTO _dl_forks (branch, seq, main_seq) VALUES (?, ?, ?)", row)
+
+    # -- constraints ---------------------------------------------------------------------------------------------------
+
+    def _check_references(self, parts: Sequence[Part]) -> None:
+        names = [table.name for table in self._tables()]
+        after = self._view_at(Point(self._ours.id, self._catalog.head() + 1))
+        by_name = {part.name: part for part in parts}
+        keys = [f for f in integrity.foreign_keys(self._catalog, names) if f.table in by_name or f.parent in by_name]
+
+        def offences() -> Iterator[tuple[Part, Reason, list[Any]]]:
+            for foreign in keys:
+                if foreign.table in by_name:
+                    part = by_name[foreign.table]
+                    yield part, "parent missing", integrity.orphans(self._catalog, part.incoming, foreign, after)
+                if foreign.parent in by_name:
+                    part = by_name[foreign.parent]
+                    yield part, "children left", integrity.widowed(self._catalog, part.incoming, foreign, after)
+
+        self._refuse_clashes(offences())
+
+    def _refuse_clashes(self, offences: Iterator[tuple[Part, Reason, list[Any]]]) -> None:
+        found = [offence for offence in offences if offence[2]]
+        if found:
+            raise _Refused(found)
+
+    def _view_at(self, point: Point) -> Callable[[str], Query]:
+        def visible(table: str) -> Query:
+            if point.branch == MAIN:
+                return f"main.{quote_identifier(table)}", ()
+            sql, params = states.select_sql(self._catalog, table, point)
+            return f"({sql})", params
+
+        return visible
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _columns(self, images: Images) -> Columns:
+        names = [c.name for c in images.shape.columns]
+        return Columns(images.table, names, images.shape.key, self._source)
+
+    def _count(self, part: Part) -> Counts:
+        images = part.images
+        rows = self._catalog.fetchall(
+            f"SELECT o._dl_state, t._dl_state, count(*) FROM {part.choices} v {images.join('v', part.ours, 'o')} "
+            f"{images.join('v', part.theirs, 't')} WHERE v.choice = {TAKE} GROUP BY 1, 2"
+        )
+        found = {(ours == PRESENT, theirs == PRESENT): count for ours, theirs, count in rows}
+        return Counts(found.get((False, True), 0), found.get((True, True), 0), found.get((True, False), 0))
+
+    def _diff(self, part: Part) -> TableDiff:
+        taken = part.images.chosen(part.choices, f"choice = {TAKE}")
+        return TableDiff(self._columns(part.images), part.images.pairs(part.ours, part.theirs, taken))
