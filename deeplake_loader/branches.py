@@ -104,7 +104,7 @@ class Branches:
         """The branch of that name; NotFoundError where there is none."""
         row = self._catalog.fetchone(f"SELECT {_COLUMNS} FROM _dl_branches WHERE name = ?", (name,))
         if row is None:
-            raise NotFoundError(f"there is no branch {name!r}; branches: {', '.join(b.name for b in self.list())}")
+            raise NotFoundError(f"there is no branch {name!r}; branches: {', '.join(b.name for b in self.all())}")
         return Branch(*row)
 
     def by_id(self, branch: int) -> Branch:
@@ -114,7 +114,7 @@ class Branches:
             raise NotFoundError(f"there is no branch number {branch}")
         return Branch(*row)
 
-    def list(self) -> list[Branch]:
+    def all(self) -> list[Branch]:
         """Every branch that was not deleted, main first, then by age."""
         rows = self._catalog.fetchall(f"SELECT {_COLUMNS} FROM _dl_branches WHERE deleted_at IS NULL ORDER BY id")
         return [Branch(*row) for row in rows]
@@ -290,6 +290,11 @@ class Branches:
             (node,),
         )
         return {int(found) for (found,) in rows}
+
+    def parents(self) -> dict[int, tuple[int, ...]]:
+        """The parents of every node: the graph of history."""
+        rows = self._catalog.fetchall("SELECT id, parent, other FROM _dl_nodes")
+        return {node: tuple(p for p in parents if p is not None) for node, *parents in rows}
 
     def logs(self, branch: int) -> list[str]:
         """The undo logs that tell what changed on a branch."""

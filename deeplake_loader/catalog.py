@@ -112,6 +112,7 @@ class Catalog:
         self._changes_at_start = self._schema_at_start = 0
         self._snapshots = 0
         self._snapshot_clock: str | None = None
+        self._keep_temporary = False
         self._tables: tuple[int, Mapping[str, Table]] | None = None
         self._plans: dict[tuple[str, int], str] = {}
         self._unsaved_plans: list[tuple[str, int, str]] = []
@@ -393,8 +394,40 @@ class Catalog:
                 self._snapshots -= 1
                 if outermost:
                     self._snapshot_clock = None
-                    with suppress(sqlite3.Error):
-                        self.connection.execute("ROLLBACK")  # it only read: the cheapest way out, never fails halfway
+                    self._end_snapshot()
+
+    def _end_snapshot(self) -> None:
+        """It only read: ROLLBACK is the cheapest way out and never fails halfway; COMMIT keeps TEMP tables."""
+        kept, self._keep_temporary = self._keep_temporary, False
+        with suppress(sqlite3.Error):
+            if kept and self.connection.in_transaction:
+                self.connection.execute("COMMIT")
+        with suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    @contextmanager
+    def private(self) -> Iterator[None]:
+        """Changes to TEMP tables only: they make no commit, and outlive a snapshot."""
+        before = self.connection.total_changes
+        try:
+            yield
+            self._keep_temporary = self._keep_temporary or self._snapshots > 0
+        except BaseException:
+            self._keep_temporary = False
+            raise
+        finally:
+            self._changes_at_start += self.connection.total_changes - before
+
+    @contextmanager
+    def without_foreign_keys(self) -> Iterator[None]:
+        """SQLite neither checks foreign keys nor runs their actions in transactions of the block, on this connection."""
+        with self._guard():
+            self.execute("PRAGMA foreign_keys = OFF")  # SQLite ignores it inside a transaction
+            try:
+                yield
+            finally:
+                self.execute("PRAGMA foreign_keys = ON")
 
     def head(self) -> int:
         """The number of the newest commit, 0 in a new store; inside a transaction the one it builds on."""

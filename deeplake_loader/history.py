@@ -304,7 +304,7 @@ def _guard(shape: Shape, event: str) -> str:
         for terms in shape.uniques
     ]
     hits = [f"EXISTS (SELECT 1 FROM {table} WHERE {clash})" for clash in clashes]
-    condition = f"{NOT_BULK} AND ({' OR '.join(hits)})" if event == "INSERT" else _touches_unique(shape, hits)
+    condition = f"{NOT_BULK} AND ({' OR '.join(hits)})" if event == "INSERT" else touches_unique(shape, hits)
     other = "" if event == "INSERT" else f"AND NOT ({_equal('x', 'OLD', shape.key)})"
     return (
         f"BEFORE {event} ON {table} WHEN {condition} BEGIN "
@@ -313,7 +313,7 @@ def _guard(shape: Shape, event: str) -> str:
     )
 
 
-def _touches_unique(shape: Shape, hits: Sequence[str]) -> str:
+def touches_unique(shape: Shape, hits: Sequence[str]) -> str:
     """An update that leaves an index's terms as they were cannot clash on it; that test is cheap and comes first."""
     changed = [
         " OR ".join(f"{t.of('NEW', shape.columns)} IS NOT {t.of('OLD', shape.columns)}" for t in terms)

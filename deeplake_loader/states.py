@@ -24,18 +24,28 @@ def select_sql(catalog: Catalog, table: str, point: Point) -> Query:
 
     A condition on the key around it reaches the tables themselves, so a few keys cost a few look-ups.
     """
-    shape = history.read_shape(catalog, table)
-    branches = Branches(catalog)
-    if point.branch == MAIN:
-        return _real_at(catalog, shape, table, point.seq, "", ())
+    base, first = base_sql(catalog, table, point)
+    if point.branch == MAIN or table not in Branches(catalog).overlays(point.branch):
+        return base, first
+    own, second = overlay_sql(catalog, table, point)
+    return f"{base} UNION ALL {own}", (*first, *second)
+
+
+def base_sql(catalog: Catalog, table: str, point: Point) -> Query:
+    """The part of `select_sql` that is main's: rows as of the fork that the branch had not taken over."""
+    shape, branches = history.read_shape(catalog, table), Branches(catalog)
     fork = branches.fork_at(point.branch, point.seq)
-    if table not in branches.overlays(point.branch):
+    if point.branch == MAIN or table not in branches.overlays(point.branch):
         return _real_at(catalog, shape, table, fork, "", ())
     shadow = quote_identifier(shadow_name(point.branch, table))
     hidden = f" AND NOT EXISTS (SELECT 1 FROM main.{shadow} s WHERE {{}} AND s._dl_seq < ?)"
-    base, first = _real_at(catalog, shape, table, fork, hidden, (point.seq,))
-    own, second = _real_at(catalog, shape, overlay_name(point.branch, table), point.seq, "", ())
-    return f"{base} UNION ALL {own}", (*first, *second)
+    return _real_at(catalog, shape, table, fork, hidden, (point.seq,))
+
+
+def overlay_sql(catalog: Catalog, table: str, point: Point) -> Query:
+    """The part of `select_sql` that is the branch's own."""
+    shape = history.read_shape(catalog, table)
+    return _real_at(catalog, shape, overlay_name(point.branch, table), point.seq, "", ())
 
 
 def _real_at(

@@ -1,0 +1,126 @@
+"""Copies of a table by its own CREATE TABLE and CREATE INDEX text: other name, same columns and constraints.
+
+Foreign keys are left out: the copy's rows refer to rows of a branch, which no constraint of SQLite can see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from deeplake_loader.types import quote_identifier
+
+_TOKEN = re.compile(
+    r"""--[^\n]*|/\*.*?\*/|\s+|(?P<token>'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|[\w$]+|.)""", re.DOTALL
+)
+
+
+def copied_table(sql: str, table: str, name: str, *, temporary: bool = False) -> str:
+    """The CREATE TABLE of a copy of ``table``, which ``sql`` created; a temporary one gives out no ids of its own.
+
+    >>> copied_table("CREATE TABLE t (id INTEGER PRIMARY KEY, p INT NOT NULL REFERENCES p (id) ON DELETE CASCADE)",
+    ...              "t", "copy")
+    'CREATE TABLE main."copy" (id INTEGER PRIMARY KEY, p INT NOT NULL)'
+    """
+    tokens = list(_tokens(sql))
+    start = tokens.index(_Token("("))
+    parts, end = _definitions(tokens, start)
+    kept = [_bare(_without_references(part), table) for part in parts if not _is_foreign_key(part)]
+    if temporary:
+        kept = [[token for token in part if token.upper() != "AUTOINCREMENT"] for part in kept]
+    body, rest = ", ".join(map(_joined, kept)), _joined(tokens[end + 1 :])
+    where = "temp" if temporary else "main"
+    return f"CREATE TABLE {where}.{quote_identifier(name)} ({body}){' ' + rest if rest else ''}"
+
+
+def copied_index(sql: str, name: str, table: str, *, schema: str) -> str:
+    """The CREATE INDEX of the same index on a copy.
+
+    >>> copied_index("CREATE UNIQUE INDEX i ON t (lower(a)) WHERE b > 0", "j", "copy", schema="main")
+    'CREATE UNIQUE INDEX main."j" ON "copy" (lower(a)) WHERE b > 0'
+    """
+    tokens = list(_tokens(sql))
+    start = tokens.index(_Token("("))
+    unique = "UNIQUE " if tokens[1].upper() == "UNIQUE" else ""
+    head = f"CREATE {unique}INDEX {schema}.{quote_identifier(name)} ON {quote_identifier(table)}"
+    return f"{head} {_joined(tokens[start:])}"
+
+
+class _Token(str):
+    """One token with the blanks and comments before it, so that what is kept reads as it was written."""
+
+    __slots__ = ("before",)
+    before: str
+
+
+def _tokens(sql: str) -> Iterator[_Token]:
+    before = ""
+    for match in _TOKEN.finditer(sql):
+        if match["token"] is None:
+            before = f"{before} " if match[0].startswith("--") else before + match[0]
+        else:
+            token = _Token(match["token"])
+            token.before, before = before, ""
+            yield token
+
+
+def _joined(tokens: list[_Token]) -> str:
+    return "".join(token.before + token for token in tokens).strip()
+
+
+def _definitions(tokens: list[_Token], start: int) -> tuple[list[list[_Token]], int]:
+    """The definitions between the parentheses that open at ``start``, and where those close."""
+    parts: list[list[_Token]] = [[]]
+    depth = 0
+    for i in range(start, len(tokens)):
+        token = tokens[i]
+        depth += (token == "(") - (token == ")")
+        if depth == 0:
+            return parts, i
+        if token == "," and depth == 1:
+            parts.append([])
+        elif i > start:
+            parts[-1].append(token)
+    return parts, len(tokens)
+
+
+def _is_foreign_key(part: list[_Token]) -> bool:
+    words = [token.upper() for token in part[:4]]
+    return words[:2] == ["FOREIGN", "KEY"] or (words[:1] == ["CONSTRAINT"] and words[2:4] == ["FOREIGN", "KEY"])
+
+
+def _without_references(part: list[_Token]) -> list[_Token]:
+    """A column's definition without its REFERENCES clause."""
+    words = [token.upper() for token in part]
+    depth = 0
+    for start, word in enumerate(words):
+        depth += (word == "(") - (word == ")")
+        if word == "REFERENCES" and depth == 0:
+            end = _end_of_reference(words, start + 2)
+            named = start >= 2 and words[start - 2] == "CONSTRAINT"
+            return _without_references(part[: start - 2 if named else start] + part[end:])
+    return part
+
+
+def _end_of_reference(words: list[str], at: int) -> int:
+    if words[at : at + 1] == ["("]:
+        at = words.index(")", at) + 1
+    while at < len(words):
+        if words[at] == "ON":
+            at += 3 if words[at + 2] in ("CASCADE", "RESTRICT") else 4
+        elif words[at] in ("MATCH", "INITIALLY"):
+            at += 2
+        elif words[at] == "DEFERRABLE":
+            at += 1
+        elif words[at : at + 2] == ["NOT", "DEFERRABLE"]:
+            at += 2
+        else:
+            break
+    return at
+
+
+def _bare(part: list[_Token], table: str) -> list[_Token]:
+    """Without ``table.`` before columns, which would name the original."""
+    names = (table.lower(), quote_identifier(table).lower())
+    dropped = {j for i, t in enumerate(part[:-1]) if t.lower() in names and part[i + 1] == "." for j in (i, i + 1)}
+    return [token for i, token in enumerate(part) if i not in dropped]
