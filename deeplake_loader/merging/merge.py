@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import integrity, states
+from deeplake_loader import states
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
-from deeplake_loader.diff import Columns, Counts, Diff, TableDiff
+from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
 from deeplake_loader.errors import ConflictError, InputError
-from deeplake_loader.graph import Graph
+from deeplake_loader.merging.graph import Graph
 from deeplake_loader.history import SEQ
-from deeplake_loader.images import CONFLICT, KEEP, PRESENT, TAKE, Images
-from deeplake_loader.integrity import Incoming
+from deeplake_loader.merging.images import CONFLICT, KEEP, PRESENT, TAKE, Images
+from deeplake_loader.merging import integrity
+from deeplake_loader.merging.integrity import Incoming
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader.errors import NotFoundError
-from deeplake_loader.images import PRESENT, Images
+from deeplake_loader.merging.images import PRESENT, Images
 from deeplake_loader.rows import RowSet
 
 if TYPE_CHECKING:

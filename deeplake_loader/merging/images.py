@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import history, states
-from deeplake_loader.contents import SAME_BLOB, SAME_VECTOR
+from deeplake_loader.merging.contents import SAME_BLOB, SAME_VECTOR
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader.images import PRESENT, TAKE
+from deeplake_loader.merging.images import PRESENT, TAKE
 from deeplake_loader.types import quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.history import Term
-    from deeplake_loader.images import Images
+    from deeplake_loader.merging.images import Images
     from deeplake_loader.states import Query
 
 Visible = Callable[[str], "Query"]
