@@ -160,7 +160,8 @@ def _extract(compiler: ExpressionCompiler, scope: Scope, node: tree.Call) -> Val
     function = "_dl_extract_interval" if value.name == "INTERVAL" else "_dl_extract"
     whole = ColumnType("NUMERIC") if field in ("second", "milliseconds", "epoch") else ColumnType(
         "NUMERIC", options=(("precision", 15), ("scale", 0)))  # fmt: skip
-    return Value(f"{function}('{field}', {value.sql})", whole if node.name == "extract" else DOUBLE)
+    sql = f"{function}('{field}', {value.sql})"
+    return Value(sql, whole) if node.name == "extract" else Value(f"CAST({sql} AS REAL)", DOUBLE)
 
 
 def _date_trunc(compiler: ExpressionCompiler, scope: Scope, node: tree.Call) -> Value:
