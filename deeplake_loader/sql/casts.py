@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID as parse_uuid
 
 from deeplake_loader.errors import SQLError
-from deeplake_loader.sql import documents, moments
+from deeplake_loader.sql import arithmetic, documents, moments
 from deeplake_loader.sql.values import (
     ATOM,
     BOOLEAN,
@@ -78,6 +79,8 @@ ASSIGNABLE |= {(a, "TEXT") for a in (*NUMBERS, *MOMENTS, "TIME", "BOOLEAN", "UUI
 ASSIGNABLE |= {("TIMESTAMP", "TIME"), ("TIMESTAMPTZ", "TIME")}
 """What PostgreSQL converts by itself when a value is stored in a column of another type."""
 
+CONSTANT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
 TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID")
 """Types whose stored form differs from what a user passes, so that a parameter compared with one must be written so."""
 
@@ -125,8 +128,8 @@ def convert(context: Context, value: Value, kind: ColumnType, pos: int) -> Value
         context.fail(f"cannot cast {value.name} to BOOLEAN; write value <> 0", pos)
     if template is None:
         context.refuse(f"cannot cast {described(value.type)} to {kind}", pos)
-    if kind.name in ("REAL", "DOUBLE") and value.sql.isdigit():
-        return replace(value, sql=f"{value.sql}.0", type=kind)
+    if kind.name in ("REAL", "DOUBLE") and CONSTANT.fullmatch(value.sql):
+        return replace(value, sql=repr(float(value.sql)), type=kind)
     if template == "{}":
         return replace(value, type=kind)
     sql = template.format(value.at(ATOM) if template[0] != "_" else value.sql)
@@ -142,6 +145,12 @@ def _numeric(context: Context, value: Value, kind: ColumnType, pos: int) -> Valu
     if value.name not in (*NUMBERS, "TEXT", "JSON"):
         context.refuse(f"cannot cast {described(value.type)} to {kind}", pos)
     precision, scale = kind.option("precision"), kind.option("scale")
+    if CONSTANT.fullmatch(value.sql) and precision is not None:
+        try:
+            number = arithmetic.numeric(float(value.sql), int(precision), int(scale or 0))
+        except SQLError as error:
+            context.fail(str(error.args[0]), pos)
+        return replace(value, sql=repr(number), type=kind)
     arguments = f", {precision}, {scale}" if precision is not None else ""
     return Value(f"_dl_numeric({source}{arguments})", kind, nullable=value.nullable, score=value.score)
 

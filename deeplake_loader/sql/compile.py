@@ -74,6 +74,8 @@ def _plan(context: Context, statement: tree.Statement) -> Plan:
 
 
 def _select(context: Context, statement: tree.Query, *, hidden: bool = False) -> Plan:
+    if isinstance(statement.body, tree.Select) and not statement.body.items:
+        context.refuse("a SELECT of no columns is not supported; name one", statement.body.pos)
     compiler = QueryCompiler(context, hidden=hidden)
     found = compiler.query(statement, top=True)
     sql, binds = _finished(context, found.sql)

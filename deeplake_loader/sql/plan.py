@@ -216,7 +216,7 @@ class Plan:
 
 
 def _positional(params: object, expected: int) -> Sequence[object]:
-    if params is None:
+    if params is None or (isinstance(params, Mapping) and not params):
         return ()
     if isinstance(params, Mapping):
         raise InputError(f"the statement has {expected} positional placeholders; pass a list, not a dict of names")

@@ -17,6 +17,18 @@ REFUSED_HERE = {
     "'a' LIKE 'a\\'": "PostgreSQL finds the bad pattern only when it reads so far",
     "GROUP BY ()": "written without GROUP BY",
     "SELECT ARRAY[1,2]": "arrays are searched, not shown",
+    "sum(created_at - ": "INTERVAL has no aggregates here",
+    "+ TIME '10:00'": "DATE + TIME is not in the table",
+    "FMMonth": "FM and TH are not in to_char's table",
+    "to_char(5": "to_char of numbers is not there",
+    "(1.0/3)::text": "a quotient has no known number of decimals",
+    "::jsonb = ": "JSON is kept as text, so equal documents may differ",
+    "'d', ARRAY": "arrays are searched, not shown",
+    "count(DISTINCT (": "rows are not values here",
+    "> ALL (SELECT": "written with max()",
+    "SELECT ;": "no columns",
+    "LIMIT 1.5": "PostgreSQL rounds it",
+    "gcd(": "not in the table",
     "SELECT now() - %s": "a parameter beside a timestamp is a timestamp until it is cast",
 }
 """Statements that PostgreSQL runs and we refuse: the mark by which they are known, and why."""
