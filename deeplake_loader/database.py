@@ -390,6 +390,8 @@ class Database:
         """
         from deeplake_loader.stream import Stream
 
+        if self._catalog.in_transaction:
+            raise InputError("a stream cannot begin inside a transaction, whose rows its readers do not see; commit first")
         plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
         if plan.kind != "select":
             raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")

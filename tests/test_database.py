@@ -621,3 +621,10 @@ def test_values_never_reach_the_parser(db: deeplake.Database) -> None:
     db.execute("INSERT INTO generations (prompt) VALUES (%s)", [nasty])
     db.insert("generations", [{"prompt": nasty}])
     assert db.execute("SELECT count(*) FROM generations WHERE prompt = :p", {"p": nasty}).scalar() == 2
+
+
+def test_a_stream_cannot_begin_inside_a_transaction(db: deeplake.Database) -> None:
+    fill(db, 4)
+    with pytest.raises(errors.InputError, match="transaction"), db.transaction():
+        db.stream("SELECT prompt FROM generations", batch_size=2)
+    assert sum(len(batch["prompt"]) for batch in db.stream("SELECT prompt FROM generations", batch_size=2)) == 4
