@@ -292,14 +292,12 @@ def assign(context: Context, value: Value, target: Target, pos: int) -> Value:
 def _claim(context: Context, number: int, target: Target, pos: int) -> None:
     """Types a parameter by its column; one parameter cannot be of two types."""
     bind = context.binds[number]
-    for other in context.binds:
-        if other.source != bind.source or other.column is None or other.type is None or other.type == target.type:
-            continue
-        if not (other.type.name in WHOLE and target.type.name in WHOLE):
-            context.fail(
-                f"the parameter {bind.source!r} is {other.type} for column {other.column!r} and {target.type} for "
-                f"column {target.column!r}; use two parameters", pos,
-            )  # fmt: skip
+    other = context.claims.setdefault(bind.source, target)
+    if other.type != target.type and not (other.type.name in WHOLE and target.type.name in WHOLE):
+        context.fail(
+            f"the parameter {bind.source!r} is {other.type} for column {other.column!r} and {target.type} for "
+            f"column {target.column!r}; use two parameters", pos,
+        )  # fmt: skip
     context.binds[number] = replace(bind, type=target.type, column=target.column)
 
 

@@ -16,7 +16,6 @@ from deeplake_loader.types import ColumnType, Table
 
 Kind = Literal[
     "select", "insert", "update", "delete", "create_table", "create_index", "drop_table", "drop_index", "alter_table",
-    "create_view", "drop_view", "explain",
 ]  # fmt: skip
 Style = Literal["none", "positional", "named"]
 Metric = Literal["cosine", "l2", "inner"]
@@ -129,7 +128,7 @@ class Plan:
     @property
     def writes(self) -> bool:
         """Whether it changes rows or tables."""
-        return self.kind not in ("select", "explain")
+        return self.kind != "select"
 
     @property
     def table_sql(self) -> str | None:
