@@ -78,7 +78,8 @@ def test_constraints_and_defaults_work_in_any_sqlite_tool() -> None:
         """CREATE TABLE child (id BIGINT PRIMARY KEY, p BIGINT REFERENCES parent(id) ON DELETE CASCADE,
            a INTEGER DEFAULT 5, b BOOLEAN DEFAULT true, j JSONB DEFAULT '{"k": 1}', t TIMESTAMP DEFAULT now(),
            z TIMESTAMPTZ DEFAULT now(), d DATE DEFAULT CURRENT_DATE, u UUID DEFAULT gen_random_uuid(),
-           r REAL DEFAULT -1.5, s TEXT DEFAULT 'x', twice INTEGER GENERATED ALWAYS AS (a * 2) STORED, CONSTRAINT small CHECK (a < 100 AND s LIKE 'x%'),
+           r REAL DEFAULT -1.5, s TEXT DEFAULT 'x', twice INTEGER GENERATED ALWAYS AS (a * 2) STORED,
+           CONSTRAINT small CHECK (a < 100 AND s LIKE 'x%'),
            UNIQUE (a, s), FOREIGN KEY (s) REFERENCES parent (name) DEFERRABLE INITIALLY DEFERRED)"""
     )
     ground.run("INSERT INTO parent VALUES (1, 'x')")
