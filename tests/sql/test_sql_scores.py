@@ -180,6 +180,8 @@ PLAIN = {
     f"SELECT id, {S} sc FROM g WHERE id IN (SELECT id FROM g WHERE random() < 2) ORDER BY sc DESC LIMIT 10":
         "a volatile function in a subquery",
     f"SELECT (SELECT id FROM g h WHERE h.m = g.m ORDER BY {S.replace('e,', 'h.e,')} DESC LIMIT 1) FROM g": "correlated",
+    f"WITH a AS (SELECT 1 AS x) SELECT * FROM (WITH a AS (SELECT 2 AS y) SELECT id, {S} sc FROM g, a "
+    "ORDER BY sc DESC, id LIMIT 3) t": "a WITH name that hides another",
     f"SELECT id FROM (SELECT id, e, s FROM g) t ORDER BY {S} DESC, id LIMIT 10": "a derived column is not stored",
 }  # fmt: skip
 
