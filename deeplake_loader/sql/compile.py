@@ -81,7 +81,8 @@ def _select(context: Context, statement: tree.Query, *, hidden: bool = False) ->
     sql, binds = _finished(context, found.sql)
     results = tuple(ResultColumn(field.name, field.type) for field in found.fields)
     fast = fast_path(context, statement, compiler.blocks, hidden=hidden)
-    return Plan("select", sql, binds, results=results, fast=fast, reads=tuple(context.reads))
+    reads, ordered = tuple(context.reads), bool(statement.order)
+    return Plan("select", sql, binds, results=results, fast=fast, reads=reads, ordered=ordered)
 
 
 def _write(context: Context, kind: Kind, write: Write) -> Plan:

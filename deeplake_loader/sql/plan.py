@@ -107,7 +107,8 @@ class Plan:
     ``parameters``, how and which parameters the user passes; ``results``, empty when no rows come back; ``target``, the
     table written, made or dropped; ``insert_columns``, the columns an INSERT fills, in order; ``returning``; ``fast``;
     ``reads``, the tables read; ``definition``, a table as it is after CREATE or ALTER (None for DROP); ``missing_ok``,
-    IF EXISTS / IF NOT EXISTS was written; ``renames``, (old, new) column names of ALTER TABLE.
+    IF EXISTS / IF NOT EXISTS was written; ``renames``, (old, new) column names of ALTER TABLE; ``ordered``, a SELECT
+    with an ORDER BY of its own.
     """
 
     kind: Kind
@@ -124,6 +125,7 @@ class Plan:
     definition: Table | None = None
     missing_ok: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    ordered: bool = False
 
     @property
     def writes(self) -> bool:
@@ -186,6 +188,7 @@ class Plan:
                 "definition": None if self.definition is None else self.definition.to_json(),
                 "missing_ok": self.missing_ok,
                 "renames": self.renames,
+                "ordered": self.ordered,
             },
             separators=(",", ":"),
         )
@@ -211,6 +214,7 @@ class Plan:
             definition=None if data["definition"] is None else Table.from_json(data["definition"]),
             missing_ok=data["missing_ok"],
             renames=tuple((old, new) for old, new in data["renames"]),
+            ordered=data["ordered"],
         )
 
 

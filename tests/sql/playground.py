@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sqlite3
 from typing import Any
 
 from deeplake_loader import scalars
 from deeplake_loader.errors import ConstraintError
-from deeplake_loader.sql import compile_statement, moments, shims
+from deeplake_loader.sql import compile_statement, shims
 from deeplake_loader.sql.plan import Bind, Plan
 from deeplake_loader.types import Table
 
@@ -76,16 +75,9 @@ def encoded(bind: Bind, value: Any) -> Any:
     return value if value is None else encode(value, where)
 
 
-def interval(text: Any) -> dt.timedelta:
-    """As psycopg reads intervals: a year is 365 days, a month 30."""
-    months, days, us = moments.interval_of(text)
-    years = int(months / 12)
-    return dt.timedelta(days=years * 365 + (months - years * 12) * 30 + days, microseconds=us)
-
-
 def decoded(plan: Plan, row: tuple[Any, ...]) -> tuple[Any, ...]:
     decoders = [None if r.type is None or not r.type.is_scalar else
-                interval if r.type.name == "INTERVAL" else scalars.from_sql(r.type) for r in plan.results]  # fmt: skip
+                scalars.from_sql(r.type) for r in plan.results]  # fmt: skip
     return tuple(v if v is None or d is None else d(v) for v, d in zip(row, decoders, strict=True))
 
 
