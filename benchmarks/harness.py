@@ -1,8 +1,8 @@
 """What every benchmark shares: interleaved rounds, processes of their own, facts of the machine, one line of JSON.
 
 Times of a busy machine mean little alone, so the contestants of a claim take turns, and what is reported beside the
-medians is the ratio within each round. `ratio` is speed: 2.0 means that ours took half the time. `goal` is what the
-project asks of that ratio; it is printed, never asserted.
+medians is the ratio within each round. `ratio` is speed: 2.0 means that ours took half the time. `goal` is the ratio
+that the project asks for; it is printed, never asserted.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def machine() -> dict[str, object]:
 
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load": short(os.getloadavg()[0]),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -219,6 +219,10 @@ def machine() -> dict[str, object]:
         "kernels": {name: kernels.backend()[name] for name in ("crc32c", "scores")},
         "commit": _commit(),
     }
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

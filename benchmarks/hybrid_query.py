@@ -86,7 +86,7 @@ def compare(folder: str, rows: int, rounds: int) -> tuple[harness.Times, float]:
 
 
 def main() -> None:
-    options = harness.arguments(__doc__, rows=100_000, rounds=9).parse_args()
+    options = harness.arguments(__doc__, rows=100_000, rounds=15).parse_args()
     with harness.scratch(options.folder) as folder:
         times, share = harness.in_process(compare, folder, options.rows, options.rounds)
     harness.report(

@@ -31,7 +31,7 @@ def bare_decoder(_folder: str, given: workload.Columns) -> float:
     import simplejpeg
 
     def decode_all() -> None:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(harness.cores()) as pool:
             for _ in pool.map(simplejpeg.decode_jpeg, given["image"]):
                 pass
 

@@ -22,9 +22,8 @@ BLOCK = 100
 """Inserts per turn: more than SQLite's log takes before it is written back, so that every turn pays for that."""
 INSERT = """INSERT INTO generations (prompt, clip_embedding, image, model_version, cfg_scale, steps, created_at)
             VALUES (%s, %s, %s, %s, %s, %s, NOW())"""
-INSERT_ALL = (
-    f"INSERT INTO generations ({', '.join(workload.SCALARS)}, clip_embedding, image) VALUES ({', '.join(['%s'] * 8)})"
-)
+COLUMNS = ("id", "prompt", "clip_embedding", "model_version", "cfg_scale", "steps", "created_at", "image")
+INSERT_ALL = f"INSERT INTO generations ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"
 
 Rows = list[dict[str, Any]]
 
@@ -97,7 +96,7 @@ def build(folder: str, count: int) -> None:
     rows, query = load(count), workload.query_vectors(1)[0]
     with workload.new_store(os.path.join(folder, "single"), images=True) as db:
         for row in rows:
-            db.execute(INSERT_ALL, [row[n] for n in (*workload.SCALARS, "clip_embedding", "image")])
+            db.execute(INSERT_ALL, [row[name] for name in COLUMNS])
         single = db.execute(workload.QUERY, {"query_vec": query}).fetchall()
         images = [row.image.bytes() for row in db.execute("SELECT image FROM generations ORDER BY id LIMIT 50")]
     assert images == [row["image"] for row in rows[:50]]

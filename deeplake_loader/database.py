@@ -22,7 +22,7 @@ from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Bind, FastPath, Plan
-from deeplake_loader.types import Table, quote_identifier
+from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.writing import Bound, Validate, Writer
 
@@ -246,12 +246,15 @@ class Database:
     def _change_schema(self, plan: Plan, sql: str) -> None:
         table = plan.target or ""
         indexed = self._indexed_table(table) if plan.kind == "drop_index" else None
-        if plan.kind == "alter_table":
+        known = self._catalog.tables().get(table)
+        if plan.kind == "alter_table" and known is not None:
             history.drop_triggers(self._catalog, table)
+            self._index_vectors("DROP INDEX IF EXISTS {index}", known)
         self._catalog.execute(plan.sql, user_sql=sql)
         if plan.kind == "create_table" and plan.definition is not None:
             history.install(self._catalog, table)
             self._catalog.put_table(plan.definition, sql)
+            self._index_vectors("CREATE INDEX {index} ON {table} ({column})", plan.definition)
         elif plan.kind == "drop_table":
             history.drop(self._catalog, table)
             self._catalog.drop_table(table)
@@ -275,6 +278,17 @@ class Database:
             history.rename_column(self._catalog, definition.name, old, new)
         history.rebuild(self._catalog, definition.name)
         self._catalog.put_table(definition, sql)
+        self._index_vectors("CREATE INDEX {index} ON {table} ({column})", definition)
+
+    def _index_vectors(self, statement: str, table: Table) -> None:
+        """An index on every vector column: the fast path's last statement finds its winners by address."""
+        for column in table.vectors:
+            names = {
+                "index": f"{RESERVED_PREFIX}{table.name}_{column.name}",
+                "table": table.name,
+                "column": column.name,
+            }
+            self._catalog.execute(statement.format(**{k: quote_identifier(v) for k, v in names.items()}))
 
     # -- bulk ------------------------------------------------------------------------------------------------------
 
@@ -390,11 +404,16 @@ class Database:
         """
         from deeplake_loader.stream import Stream
 
+        if self._catalog.in_transaction:
+            raise InputError(
+                "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
+            )
         plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
         if plan.kind != "select":
             raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
         with self._catalog.snapshot():
             rows, commit = self._select(plan, params, sql), self._catalog.head()
+        options.setdefault("ordered", plan.ordered)
         return Stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 
     # -- what handles ask for --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ SQLite has five storage classes and no dates, so the conventions below are part 
     DATE, TIME    'YYYY-MM-DD', 'HH:MM:SS.ffffff'
     NUMERIC(p,s)  a number rounded half away from zero to s digits; at most 15 significant digits (exact in a double)
     JSON          compact text;  UUID: lower-case text with dashes;  BYTEA: a blob
+    INTERVAL      'months days microseconds', only as the value of an expression: no column holds it
 
 NaN is refused because SQLite stores it as NULL.
 """
@@ -312,6 +313,7 @@ _PLAIN: tuple[tuple[type | tuple[type, ...], Encoder], ...] = (
     (dt.time, _time),
     (UUID, _uuid),
     (Decimal, _real),
+    (dt.timedelta, lambda value, _where: _plain_interval(value)),  # type: ignore[arg-type]
     ((dict, list), lambda value, where: _json(value, where)),
 )
 
@@ -320,7 +322,7 @@ def _decoding(name: str, decode: Decoder) -> Decoder:
     def checked(value: object) -> object:
         try:
             return decode(value)
-        except (ValueError, TypeError, InvalidOperation) as error:
+        except (ValueError, TypeError, AttributeError, InvalidOperation) as error:
             raise CorruptionError(
                 f"the catalog holds {value!r} in a {name} column ({error}); another tool wrote it: UPDATE it"
             ) from None
@@ -336,6 +338,17 @@ def _decode_timestamp(value: object) -> dt.datetime:
 def _decode_timestamptz(value: object) -> dt.datetime:
     moment = dt.datetime.fromisoformat(value)  # type: ignore[arg-type]
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _decode_interval(value: object) -> dt.timedelta:
+    """'months days microseconds' as psycopg reads an interval: a year is 365 days, a month 30."""
+    months, days, microseconds = map(int, value.split())  # type: ignore[attr-defined]
+    years = int(months / 12)
+    return dt.timedelta(days=years * 365 + (months - years * 12) * 30 + days, microseconds=microseconds)
+
+
+def _plain_interval(value: dt.timedelta) -> str:
+    return f"0 {value.days} {value.seconds * 1_000_000 + value.microseconds}"
 
 
 def _decode_boolean(value: object) -> bool:
@@ -363,4 +376,5 @@ _DECODERS: dict[str, Decoder] = {
     "TIME": _decoding("TIME", dt.time.fromisoformat),  # type: ignore[arg-type]
     "JSON": _decoding("JSON", json.loads),  # type: ignore[arg-type]
     "UUID": _decoding("UUID", UUID),  # type: ignore[arg-type]
+    "INTERVAL": _decoding("INTERVAL", _decode_interval),
 }

@@ -621,3 +621,37 @@ def test_values_never_reach_the_parser(db: deeplake.Database) -> None:
     db.execute("INSERT INTO generations (prompt) VALUES (%s)", [nasty])
     db.insert("generations", [{"prompt": nasty}])
     assert db.execute("SELECT count(*) FROM generations WHERE prompt = :p", {"p": nasty}).scalar() == 2
+
+
+def test_a_stream_cannot_begin_inside_a_transaction(db: deeplake.Database) -> None:
+    fill(db, 4)
+    with pytest.raises(errors.InputError, match="transaction"), db.transaction():
+        db.stream("SELECT prompt FROM generations", batch_size=2)
+    assert sum(len(batch["prompt"]) for batch in db.stream("SELECT prompt FROM generations", batch_size=2)) == 4
+
+
+def test_an_interval_comes_back_as_a_timedelta(db: deeplake.Database) -> None:
+    row = db.execute("SELECT now() - (now() - INTERVAL '2 days 3 hours') AS a, INTERVAL '1 month' AS b")[0]
+    assert row.a == dt.timedelta(days=2, hours=3) and row.b == dt.timedelta(days=30)
+    later = db.execute("SELECT TIMESTAMP '2026-01-01' + %s AS t", [dt.timedelta(hours=5)]).scalar()
+    assert later == dt.datetime(2026, 1, 1, 5)
+
+
+def test_a_vector_columns_index_comes_and_goes_with_the_column(db: deeplake.Database) -> None:
+    def indexes() -> set[str]:
+        with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+            rows = other.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_dl\\_t\\_%' ESCAPE '\\'"
+            )
+            return {name for (name,) in rows}
+
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(2))")
+    assert indexes() == {"_dl_t_v"}
+    db.execute("ALTER TABLE t ADD COLUMN w VECTOR(3)")
+    assert indexes() == {"_dl_t_v", "_dl_t_w"}
+    db.execute("ALTER TABLE t RENAME COLUMN v TO u")
+    assert indexes() == {"_dl_t_u", "_dl_t_w"}
+    db.execute("ALTER TABLE t DROP COLUMN u")
+    assert indexes() == {"_dl_t_w"}
+    db.execute("INSERT INTO t (w) VALUES ('[1, 2, 3]')")
+    assert db.search("t", "w", [1, 2, 3], k=1)[0].score == pytest.approx(1)

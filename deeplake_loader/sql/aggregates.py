@@ -304,4 +304,3 @@ AGGREGATES: dict[str, tuple[int, type]] = {
     "bit_and": (1, AllBits), "bit_or": (1, AnyBits),
 }  # fmt: skip
 WINDOWS: dict[str, type] = {"sum": Sum, "avg": Average}
-

@@ -228,5 +228,3 @@ def _frame_text(compiler: ExpressionCompiler, scope: Scope, frame: tree.Frame) -
     text = end(frame.start) if frame.end is None else f"BETWEEN {end(frame.start)} AND {end(frame.end)}"
     exclude = f" EXCLUDE {frame.exclude.upper()}" if frame.exclude else ""
     return f"{frame.unit.upper()} {text}{exclude}"
-
-

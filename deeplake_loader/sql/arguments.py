@@ -25,7 +25,7 @@ def listed(compiler: ExpressionCompiler, scope: Scope, node: tree.Call, table: d
     for implicit in (False, True):
         fitting = [signature for signature in table[node.name] if _takes(signature, values, implicit=implicit)]
         if fitting:
-            return _apply(context, min(fitting, key=lambda s: _strings_converted(s, values)), values, node.pos)
+            return _apply(context, min(fitting, key=lambda s: _conversions(s, values)), values, node.pos)
     found = ", ".join("a parameter" if v.bind is not None else str(v.type or "text") for v in values)
     takes = " or ".join(f"({', '.join((*s.arguments, *(['...'] * bool(s.rest))))})" for s in table[node.name])
     context.fail(f"{node.name} takes {takes}, found ({found}); cast the arguments", node.pos)
@@ -40,9 +40,10 @@ def _takes(signature: Signature, values: list[Value], *, implicit: bool) -> bool
     return all(value.type is None or fits(word, value.name, implicit=implicit) for word, value in pairs)
 
 
-def _strings_converted(signature: Signature, values: list[Value]) -> int:
-    """How many string literals would have to become something else: a string is text where that is possible."""
-    return sum(v.literal is not None and w != "text" for w, v in zip(signature.arguments, values, strict=False))
+def _conversions(signature: Signature, values: list[Value]) -> int:
+    """How many arguments would change their type; a string literal is text where that is possible."""
+    pairs = zip(signature.arguments, values, strict=False)
+    return sum(w != "text" if v.literal is not None else not fits(w, v.name, implicit=False) for w, v in pairs)
 
 
 def _apply(context: Context, signature: Signature, values: list[Value], pos: int) -> Value:

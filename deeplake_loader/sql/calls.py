@@ -128,8 +128,15 @@ def _choice(compiler: ExpressionCompiler, scope: Scope, node: tree.Call, target:
     return Value(sql, values[0].type, nullable=nullable, score=any(v.score for v in values))
 
 
+def _shown(compiler: ExpressionCompiler, value: Value, pos: int) -> Value:
+    """A value as concat writes it: like ||, but true is t."""
+    if value.name == "BOOLEAN":
+        return Value(f"CASE {value.sql} WHEN 1 THEN 't' WHEN 0 THEN 'f' END", TEXT)
+    return as_text(compiler.context, value, pos)
+
+
 def _concat(compiler: ExpressionCompiler, scope: Scope, node: tree.Call) -> Value:
-    values = [as_text(compiler.context, compiler.expression(scope, a), node.pos) for a in node.arguments]
+    values = [_shown(compiler, compiler.expression(scope, a), node.pos) for a in node.arguments]
     return Value(f"_dl_{node.name}({', '.join(v.sql for v in values)})", TEXT, nullable=False)
 
 
@@ -160,7 +167,8 @@ def _extract(compiler: ExpressionCompiler, scope: Scope, node: tree.Call) -> Val
     function = "_dl_extract_interval" if value.name == "INTERVAL" else "_dl_extract"
     whole = ColumnType("NUMERIC") if field in ("second", "milliseconds", "epoch") else ColumnType(
         "NUMERIC", options=(("precision", 15), ("scale", 0)))  # fmt: skip
-    return Value(f"{function}('{field}', {value.sql})", whole if node.name == "extract" else DOUBLE)
+    sql = f"{function}('{field}', {value.sql})"
+    return Value(sql, whole) if node.name == "extract" else Value(f"CAST({sql} AS REAL)", DOUBLE)
 
 
 def _date_trunc(compiler: ExpressionCompiler, scope: Scope, node: tree.Call) -> Value:

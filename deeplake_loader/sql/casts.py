@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID as parse_uuid
 
 from deeplake_loader.errors import SQLError
-from deeplake_loader.sql import documents, moments
+from deeplake_loader.sql import arithmetic, documents, moments
 from deeplake_loader.sql.values import (
     ATOM,
     BOOLEAN,
@@ -78,8 +79,11 @@ ASSIGNABLE |= {(a, "TEXT") for a in (*NUMBERS, *MOMENTS, "TIME", "BOOLEAN", "UUI
 ASSIGNABLE |= {("TIMESTAMP", "TIME"), ("TIMESTAMPTZ", "TIME")}
 """What PostgreSQL converts by itself when a value is stored in a column of another type."""
 
+CONSTANT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
 TYPED_PARAMETERS = (*MOMENTS, "TIME", "UUID")
 """Types whose stored form differs from what a user passes, so that a parameter compared with one must be written so."""
+
 
 def common(first: ColumnType, second: ColumnType) -> ColumnType | None:
     """The type both become where they meet (CASE, UNION, a comparison), or None."""
@@ -125,8 +129,8 @@ def convert(context: Context, value: Value, kind: ColumnType, pos: int) -> Value
         context.fail(f"cannot cast {value.name} to BOOLEAN; write value <> 0", pos)
     if template is None:
         context.refuse(f"cannot cast {described(value.type)} to {kind}", pos)
-    if kind.name in ("REAL", "DOUBLE") and value.sql.isdigit():
-        return replace(value, sql=f"{value.sql}.0", type=kind)
+    if kind.name in ("REAL", "DOUBLE") and CONSTANT.fullmatch(value.sql):
+        return replace(value, sql=repr(float(value.sql)), type=kind)
     if template == "{}":
         return replace(value, type=kind)
     sql = template.format(value.at(ATOM) if template[0] != "_" else value.sql)
@@ -142,6 +146,12 @@ def _numeric(context: Context, value: Value, kind: ColumnType, pos: int) -> Valu
     if value.name not in (*NUMBERS, "TEXT", "JSON"):
         context.refuse(f"cannot cast {described(value.type)} to {kind}", pos)
     precision, scale = kind.option("precision"), kind.option("scale")
+    if CONSTANT.fullmatch(value.sql) and precision is not None:
+        try:
+            number = arithmetic.numeric(float(value.sql), int(precision), int(scale or 0))
+        except SQLError as error:
+            context.fail(str(error.args[0]), pos)
+        return replace(value, sql=repr(number), type=kind)
     arguments = f", {precision}, {scale}" if precision is not None else ""
     return Value(f"_dl_numeric({source}{arguments})", kind, nullable=value.nullable, score=value.score)
 
@@ -283,14 +293,12 @@ def assign(context: Context, value: Value, target: Target, pos: int) -> Value:
 def _claim(context: Context, number: int, target: Target, pos: int) -> None:
     """Types a parameter by its column; one parameter cannot be of two types."""
     bind = context.binds[number]
-    for other in context.binds:
-        if other.source != bind.source or other.column is None or other.type is None or other.type == target.type:
-            continue
-        if not (other.type.name in WHOLE and target.type.name in WHOLE):
-            context.fail(
-                f"the parameter {bind.source!r} is {other.type} for column {other.column!r} and {target.type} for "
-                f"column {target.column!r}; use two parameters", pos,
-            )  # fmt: skip
+    other = context.claims.setdefault(bind.source, target)
+    if other.type != target.type and not (other.type.name in WHOLE and target.type.name in WHOLE):
+        context.fail(
+            f"the parameter {bind.source!r} is {other.type} for column {other.column!r} and {target.type} for "
+            f"column {target.column!r}; use two parameters", pos,
+        )  # fmt: skip
     context.binds[number] = replace(bind, type=target.type, column=target.column)
 
 

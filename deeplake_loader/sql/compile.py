@@ -74,12 +74,15 @@ def _plan(context: Context, statement: tree.Statement) -> Plan:
 
 
 def _select(context: Context, statement: tree.Query, *, hidden: bool = False) -> Plan:
+    if isinstance(statement.body, tree.Select) and not statement.body.items:
+        context.refuse("a SELECT of no columns is not supported; name one", statement.body.pos)
     compiler = QueryCompiler(context, hidden=hidden)
     found = compiler.query(statement, top=True)
     sql, binds = _finished(context, found.sql)
     results = tuple(ResultColumn(field.name, field.type) for field in found.fields)
     fast = fast_path(context, statement, compiler.blocks, hidden=hidden)
-    return Plan("select", sql, binds, results=results, fast=fast, reads=tuple(context.reads))
+    reads, ordered = tuple(context.reads), bool(statement.order)
+    return Plan("select", sql, binds, results=results, fast=fast, reads=reads, ordered=ordered)
 
 
 def _write(context: Context, kind: Kind, write: Write) -> Plan:

@@ -126,17 +126,25 @@ class ExpressionCompiler:
 
     def _binary(self, scope: Scope, node: tree.Binary) -> Value:
         if node.operator in ("and", "or"):
-            what = f"an operand of {node.operator.upper()}"
-            left, right = (self.condition(scope, side, what) for side in (node.left, node.right))
-            level = AND if node.operator == "and" else OR
-            sql = f"{left.at(level)} {node.operator.upper()} {right.at(level + 1)}"
-            return Value(sql, BOOLEAN, level, nullable=left.nullable or right.nullable)
+            return self._chain(scope, node)
         if isinstance(node.left, tree.Tuple_) or isinstance(node.right, tree.Tuple_):
             return self._row_comparison(scope, node)
         if node.operator in calls.SCORE_OPERATORS:
             return calls.score(self, scope, calls.SCORE_OPERATORS[node.operator], (node.left, node.right), node.pos)
         left, right = self.expression(scope, node.left), self.expression(scope, node.right)
         return operators.binary(self.context, node, left, right)
+
+    def _chain(self, scope: Scope, node: tree.Binary) -> Value:
+        """a AND b AND c ... in one go: generated conditions run to hundreds, more than Python nests calls."""
+        word, level = node.operator.upper(), AND if node.operator == "and" else OR
+        parts: list[Expression] = [node.right]
+        first = node.left
+        while isinstance(first, tree.Binary) and first.operator == node.operator:
+            parts.append(first.right)
+            first = first.left
+        values = [self.condition(scope, part, f"an operand of {word}") for part in (first, *reversed(parts))]
+        texts = [value.at(level if i == 0 else level + 1) for i, value in enumerate(values)]
+        return Value(f" {word} ".join(texts), BOOLEAN, level, nullable=any(value.nullable for value in values))
 
     def _row_comparison(self, scope: Scope, node: tree.Binary) -> Value:
         left, right = node.left, node.right

@@ -57,7 +57,7 @@ def fast_path(context: Context, query: tree.Query, blocks: list[Block], *, hidde
 
 def _scored(context: Context, block: Block) -> Scored | None:
     node, query = block.node, block.query
-    plain = not (node.distinct or node.distinct_on or block.grouped or node.windows)
+    plain = block.ctes is not None and not (node.distinct or node.distinct_on or block.grouped or node.windows)
     if not plain or not query.order or query.limit is None or _correlated(block) or _disturbed(block):
         return None
     key = query.order[0]

@@ -1,6 +1,7 @@
 """The functions of PostgreSQL that run here, as data: argument types -> result type: SQLite expression.
 
-A line reads ``text, int -> TEXT: substr({0}, {1})``. Argument words: text, int (a whole number), numeric (int or
+A line reads ``text, int -> TEXT: substr({0}, {1})``. Argument words: text, int (a whole number), small
+(SMALLINT or INTEGER), numeric (int or
 NUMERIC), double (any number), bool, timestamp, timestamptz, date, time, interval, json, uuid, any; ``word*`` takes the
 rest, joined by commas in ``{rest}``. The first line whose arguments fit without conversion wins, else the first that
 fits with PostgreSQL's implicit ones. Result ``=`` is the type of the first argument.
@@ -24,7 +25,8 @@ class Signature:
 
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "text": ("TEXT",), "int": WHOLE, "numeric": ("NUMERIC",), "double": ("REAL", "DOUBLE"), "bool": ("BOOLEAN",),
+    "text": ("TEXT",), "int": WHOLE, "small": ("SMALLINT", "INTEGER"), "numeric": ("NUMERIC",),
+    "double": ("REAL", "DOUBLE"), "bool": ("BOOLEAN",),
     "timestamp": ("TIMESTAMP",), "timestamptz": ("TIMESTAMPTZ",), "date": ("DATE",), "time": ("TIME",),
     "interval": ("INTERVAL",), "json": ("JSON",), "uuid": ("UUID",),
 }  # fmt: skip
@@ -35,7 +37,8 @@ IMPLICIT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Argument word -> the types PostgreSQL converts to it by itself."""
 
-PREFERRED = {"text": "TEXT", "int": "INTEGER", "numeric": "NUMERIC", "double": "DOUBLE", "bool": "BOOLEAN",
+PREFERRED = {"text": "TEXT", "int": "INTEGER", "small": "INTEGER", "numeric": "NUMERIC", "double": "DOUBLE",
+             "bool": "BOOLEAN",
              "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
              "interval": "INTERVAL", "json": "JSON", "uuid": "UUID"}  # fmt: skip
 """The type an untyped argument takes."""
@@ -147,7 +150,8 @@ pg_typeof: any -> TEXT: !pg_typeof
 """
 
 _AGGREGATES = """
-sum: int -> BIGINT: sum({0})
+sum: small -> BIGINT: sum({0})
+sum: int -> NUMERIC: sum({0})
 sum: numeric -> NUMERIC: _dl_sum({0})
 sum: double -> =: sum({0})
 avg: numeric -> NUMERIC: _dl_avg({0})

@@ -157,7 +157,9 @@ def _arithmetic(context: Context, node: tree.Binary, left: Value, right: Value) 
     left, right = _numbers(context, node, left, right)
     operator = node.operator
     if operator == "^":
-        return Value(f"_dl_power({left.sql}, {right.sql})", DOUBLE)
+        floats = {"REAL", "DOUBLE"} & {left.name, right.name}
+        numeric = "NUMERIC" in (left.name, right.name) and not floats
+        return Value(f"_dl_power({left.sql}, {right.sql})", NUMERIC if numeric else DOUBLE)
     kind = None if left.type is None or right.type is None else common(left.type, right.type)
     if "NUMERIC" in (left.name, right.name) and (kind is None or kind.name == "NUMERIC"):
         return Value(f"_dl_numeric_op('{operator}', {left.sql}, {right.sql})", NUMERIC)
@@ -184,6 +186,8 @@ def _temporal(context: Context, node: tree.Binary, left: Value, right: Value) ->
     """Arithmetic with a date, timestamp, time or interval; None when there is none on either side."""
     if "INTERVAL" in (left.name, right.name) and (left.untyped or right.untyped):
         left, right = _settled_interval(context, node, left, right)
+    elif left.name in ("TIMESTAMP", "TIMESTAMPTZ") and right.untyped and node.operator == "+":
+        right = settle(context, right, INTERVAL, node.pos)
     elif left.name in MOMENTS and right.untyped and node.operator == "-":
         right = settle(context, right, left.type or TIMESTAMP, node.pos)
     kinds = (left.name, node.operator, right.name)

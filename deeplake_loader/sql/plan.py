@@ -16,7 +16,6 @@ from deeplake_loader.types import ColumnType, Table
 
 Kind = Literal[
     "select", "insert", "update", "delete", "create_table", "create_index", "drop_table", "drop_index", "alter_table",
-    "create_view", "drop_view", "explain",
 ]  # fmt: skip
 Style = Literal["none", "positional", "named"]
 Metric = Literal["cosine", "l2", "inner"]
@@ -108,7 +107,8 @@ class Plan:
     ``parameters``, how and which parameters the user passes; ``results``, empty when no rows come back; ``target``, the
     table written, made or dropped; ``insert_columns``, the columns an INSERT fills, in order; ``returning``; ``fast``;
     ``reads``, the tables read; ``definition``, a table as it is after CREATE or ALTER (None for DROP); ``missing_ok``,
-    IF EXISTS / IF NOT EXISTS was written; ``renames``, (old, new) column names of ALTER TABLE.
+    IF EXISTS / IF NOT EXISTS was written; ``renames``, (old, new) column names of ALTER TABLE; ``ordered``, a SELECT
+    with an ORDER BY of its own.
     """
 
     kind: Kind
@@ -125,11 +125,12 @@ class Plan:
     definition: Table | None = None
     missing_ok: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    ordered: bool = False
 
     @property
     def writes(self) -> bool:
         """Whether it changes rows or tables."""
-        return self.kind not in ("select", "explain")
+        return self.kind != "select"
 
     @property
     def table_sql(self) -> str | None:
@@ -187,6 +188,7 @@ class Plan:
                 "definition": None if self.definition is None else self.definition.to_json(),
                 "missing_ok": self.missing_ok,
                 "renames": self.renames,
+                "ordered": self.ordered,
             },
             separators=(",", ":"),
         )
@@ -212,11 +214,12 @@ class Plan:
             definition=None if data["definition"] is None else Table.from_json(data["definition"]),
             missing_ok=data["missing_ok"],
             renames=tuple((old, new) for old, new in data["renames"]),
+            ordered=data["ordered"],
         )
 
 
 def _positional(params: object, expected: int) -> Sequence[object]:
-    if params is None:
+    if params is None or (isinstance(params, Mapping) and not params):
         return ()
     if isinstance(params, Mapping):
         raise InputError(f"the statement has {expected} positional placeholders; pass a list, not a dict of names")

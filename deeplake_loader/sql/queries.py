@@ -44,7 +44,7 @@ class Block:
     node: tree.Select
     query: tree.Query
     scope: Scope
-    ctes: str
+    ctes: str | None
     source: str
     where: str
     cells: tuple[Cell, ...]
@@ -172,7 +172,10 @@ class QueryCompiler(ExpressionCompiler):
         single = self._single(query, node, scope, grouped)
         return Output("".join(parts), tuple(_field(cell) for cell in cells), single)
 
-    def _with_so_far(self) -> str:
+    def _with_so_far(self) -> str | None:
+        """The WITH queries visible here as one clause; None where an inner name hides an outer one."""
+        if len(set(self.cte_names)) != len(self.cte_names):
+            return None
         if not self.ctes:
             return ""
         return f"WITH {'RECURSIVE ' if self.recursive else ''}{', '.join(self.ctes)} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deeplake_loader.sql import tree
-from deeplake_loader.sql.casts import assign
+from deeplake_loader.sql.casts import CONSTANT, assign
 from deeplake_loader.sql.ordering import order_text
 from deeplake_loader.sql.queries import QueryCompiler
 from deeplake_loader.sql.scope import Scope, Visible, table_fields
@@ -106,13 +106,14 @@ class TableCompiler:
 
     def _counts(self, node: tree.CreateTable, table: Table) -> str | None:
         """The primary key that SQLite counts: one whole-number column."""
+        auto = None
         for column in node.columns:
-            alone = table.primary_key == (column.name.text,)
-            if alone and column.type.type.name in WHOLE and column.default is None and column.reference is None:
-                return column.name.text
-            if column.type.serial or column.identity:
+            alone = table.primary_key == (column.name.text,) and column.type.type.name in WHOLE
+            if alone and column.default is None and column.reference is None:
+                auto = column.name.text
+            elif column.type.serial or column.identity:
                 self.context.refuse("SERIAL and IDENTITY are for a primary key of one column", column.pos)
-        return None
+        return auto
 
     def _column_text(self, table: Table, node: tree.ColumnDefinition, auto: str | None) -> str:
         name, kind = identifier(node.name.text), node.type.type
@@ -150,8 +151,8 @@ class TableCompiler:
         if isinstance(value, tree.Call) and value.name in ("gen_random_uuid", "uuidv4") and kind.name == "UUID":
             return f" DEFAULT {DEFAULT_UUID}"
         sql = self._portable(Table(table.name, (), ()), value, kind)
-        simple = isinstance(value, tree.Literal_)
-        return f" DEFAULT {sql}" if simple and not sql.startswith("_") else f" DEFAULT ({sql})"
+        simple = isinstance(value, tree.Literal_) or CONSTANT.fullmatch(sql) is not None
+        return f" DEFAULT {sql}" if simple else f" DEFAULT ({sql})"
 
     def _portable(self, table: Table, node: tree.Expression, kind: ColumnType | None) -> str:
         """An expression that any SQLite tool can run; of one type where a type is given."""

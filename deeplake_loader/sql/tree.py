@@ -473,6 +473,8 @@ def children(node: object) -> Iterator[object]:
 
 def walk(node: object) -> Iterator[object]:
     """The node and everything below it."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+    waiting = [node]
+    while waiting:
+        found = waiting.pop()
+        yield found
+        waiting.extend(children(found))

@@ -96,6 +96,7 @@ class Context:
         self.schema = {name.lower(): table for name, table in schema.items()}
         self.binds: list[Bind] = []
         self.reads: dict[str, None] = {}
+        self.claims: dict[int | str | None, Target] = {}
 
     def fail(self, message: str, pos: int) -> NoReturn:
         raise SQLError(message, sql=self.reading.sql, position=pos)

@@ -10,7 +10,7 @@ from deeplake_loader.sql.plan import ResultColumn
 from deeplake_loader.sql.queries import QueryCompiler, Wanted, output_name
 from deeplake_loader.sql.scope import Scope, Visible, table_fields
 from deeplake_loader.sql.tree import Name
-from deeplake_loader.sql.values import Context, Target, identifier
+from deeplake_loader.sql.values import Context, Target, Value, identifier
 from deeplake_loader.types import Column, Table
 
 
@@ -225,11 +225,12 @@ class WriteCompiler:
         texts, results = [], []
         for item in items:
             for expression in self._expanded(scope, item):
-                value = self.queries.expression(scope, unqualified(expression))
+                value = whole_as_float(self.queries.expression(scope, unqualified(expression)))
                 name = item.alias.text if item.alias is not None else output_name(expression)
                 texts.append(f"{value.sql} AS {identifier(item.alias.text)}" if item.alias is not None else value.sql)
                 results.append(ResultColumn(name, value.type))
         star = len(items) == 1 and isinstance(items[0].expression, tree.Star) and items[0].expression.table is None
+        star = star and not any(column.type.name in ("REAL", "DOUBLE") for column in table.columns)
         return f" RETURNING {'*' if star else ', '.join(texts)}", tuple(results)
 
     def _expanded(self, scope: Scope, item: tree.Item) -> list[tree.Expression]:
@@ -241,6 +242,11 @@ class WriteCompiler:
                     self.context.refuse("RETURNING of another table's column is not supported", part.pos)
             return [item.expression]
         return list(sources.star_columns(self.context, scope, item.expression))
+
+
+def whole_as_float(value: Value) -> Value:
+    """SQLite 3.40 may show a REAL column's 3.0 in RETURNING as the 3 it packs it into; reading the table does not."""
+    return replace(value, sql=f"CAST({value.sql} AS REAL)") if value.name in ("REAL", "DOUBLE") else value
 
 
 def unqualified(node: tree.Expression) -> tree.Expression:

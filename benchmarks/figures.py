@@ -1,0 +1,93 @@
+"""Fills README's table of figures from the lines that the benchmarks printed.
+
+    python benchmarks/cold_start.py >> results.jsonl
+    python benchmarks/figures.py results.jsonl
+
+The last line of each claim counts. What is written is what was measured: a median with its quantiles 20 and 80, and
+beside every peer and limit how many times faster ours was, as the median over rounds (below 1: slower).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
+
+
+def load(paths: list[str]) -> list[dict[str, Any]]:
+    """The newest line of each claim, in the order in which the claims first came."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for line in Path(path).read_text().splitlines():
+            if line.startswith("{"):
+                result = json.loads(line)
+                found[result["claim"]] = result
+    return list(found.values())
+
+
+def number(value: float) -> str:
+    """Four digits at most, thousands grouped.
+
+    >>> number(166123.0), number(0.0271), number(46.0)
+    ('166,100', '0.0271', '46')
+    """
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if rounded == int(rounded) else f"{rounded:g}"
+
+
+def figure(value: object) -> str:
+    """A spread, a number, a remark, or several of them by name."""
+    if isinstance(value, dict) and "median" in value:
+        return f"{number(value['median'])} ({number(value['q20'])} to {number(value['q80'])})"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {figure(part)}" for name, part in value.items())
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def others(result: dict[str, Any]) -> str:
+    """Peers and limits, each with how many times faster ours was."""
+    cells = []
+    for name, value in {**result.get("peer", {}), **result.get("limit", {})}.items():
+        ratio = result.get("ratio", {}).get(name)
+        times = f": ours {number(ratio['median'])}x" if ratio else ""
+        cells.append(f"{name.replace('_', ' ')} {figure(value)}{times}")
+    return "<br>".join(cells)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The block's text: the table, and the machines it was measured on."""
+    rows = ["| claim | unit | ours | against |", "|---|---|---|---|"]
+    for result in results:
+        rows.append(f"| {result['claim']} | {result.get('unit', '')} | {figure(result['ours'])} | {others(result)} |")
+    machines = {describe(result["machine"]): None for result in results}
+    return "\n".join([*rows, "", *(f"Measured on {machine}." for machine in machines)]) + "\n"
+
+
+def describe(machine: dict[str, Any]) -> str:
+    versions = [f"{name} {version}" for name, version in machine["packages"].items() if version]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
+        f"SQLite {machine['sqlite']}, {', '.join(versions)}, commit {machine['commit']}"
+    )
+
+
+def fill(text: str, block: str) -> str:
+    """The README's text with another block between the markers."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + block + END + rest.split(END, 1)[1]
+
+
+def main() -> None:
+    results = load(sys.argv[1:])
+    if not results:
+        print(f"no results; usage: {sys.argv[0]} FILE.jsonl ...", file=sys.stderr)
+        return
+    README.write_text(fill(README.read_text(), table(results)))
+
+
+if __name__ == "__main__":
+    main()
