@@ -1,1 +1,1 @@
-"""What branches have done since they parted: diffs, merges, what a commit changed, and what nothing reaches any more."""
+"""What branches did since they parted: diffs, merges, what a commit changed, and what nothing reaches any more."""

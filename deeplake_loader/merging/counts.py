@@ -19,12 +19,14 @@ def commit_counts(catalog: Catalog, branch: int, seq: int) -> dict[str, Counts] 
     """Rows added, changed and removed by a commit of a branch, by table; None when its undo log was pruned."""
     if seq <= int(catalog.meta(HISTORY_FROM) or 0):
         return None
-    count = _count_main if branch == MAIN else _count_branch
-    found = {table.name: count(catalog, table, branch, seq) for table in catalog.tables().values()}
+    found = {
+        table.name: _count_main(catalog, table, seq) if branch == MAIN else _count_branch(catalog, table, branch, seq)
+        for table in catalog.tables().values()
+    }
     return {name: counts for name, counts in found.items() if counts != Counts()}
 
 
-def _count_main(catalog: Catalog, table: Table, branch: int, seq: int) -> Counts:
+def _count_main(catalog: Catalog, table: Table, seq: int) -> Counts:
     """The first image of a key says whether it was there before, the next one (or the table) whether it was after."""
     log = log_name(table.name)
     first, end = (first_number(catalog, log, number) for number in (seq - 1, seq))

@@ -1,7 +1,7 @@
 """History as a graph: nodes with up to two parents, and the best common ancestors of two of them.
 
-A node stands for a branch's rows at one commit; a merge has two parents, the target's node first. Three-way merges
-against the fork point alone go wrong as soon as branches merge twice or crosswise, so the base of a merge is found here.
+A node stands for a branch's rows at one commit; a merge has two parents, the target's node first. A three-way merge
+against the fork point alone goes wrong as soon as branches merge twice or crosswise, so its base is found here.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Images:
         return f"{self._row(self.key)} IN (SELECT {self.key} FROM {keys})"
 
     def contains(self, alias: str, keys: str) -> str:
-        """A condition: the key of ``alias`` is among the keys of a table."""
+        """A condition: the key of ``alias`` is among the keys of a table or parenthesised SELECT."""
         return f"{self._row(self.keys_of(alias))} IN (SELECT {self.key} FROM {keys})"
 
     def _row(self, columns: str) -> str:
@@ -142,9 +142,7 @@ class Images:
 
     def _key_columns(self) -> list[str]:
         by_name = {c.name: c for c in self.shape.columns}
-        return [
-            f"{quote_identifier(k)} {by_name[k].declared} COLLATE {by_name[k].collation}" for k in self.shape.key
-        ]
+        return [f"{quote_identifier(k)} {by_name[k].declared} COLLATE {by_name[k].collation}" for k in self.shape.key]
 
     def _create(self, columns: Iterable[str]) -> str:
         name = f"temp._dl_images_{next(_numbers)}"

@@ -15,22 +15,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import states
-from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
-from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
+from deeplake_loader import history, overlays, states
+from deeplake_loader.branches import MAIN, Branch, Branches, Point, log_name, overlay_name, shadow_name
 from deeplake_loader.errors import ConflictError, InputError
-from deeplake_loader.merging.graph import Graph
 from deeplake_loader.history import SEQ
-from deeplake_loader.merging.images import CONFLICT, KEEP, PRESENT, TAKE, Images
 from deeplake_loader.merging import integrity
+from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
+from deeplake_loader.merging.graph import Graph
+from deeplake_loader.merging.images import CONFLICT, KEEP, PRESENT, TAKE, Images
 from deeplake_loader.merging.integrity import Incoming
-from deeplake_loader.types import quote_identifier
+from deeplake_loader.types import quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
-    from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.rows import Source
     from deeplake_loader.states import Query
     from deeplake_loader.types import Table
@@ -106,8 +106,8 @@ class _Refused(Exception):
 class Merger:
     """Merges and reverts for one store's catalog."""
 
-    def __init__(self, catalog: Catalog, writer: BranchWriter, source: Source) -> None:
-        self._catalog, self._writer, self._source = catalog, writer, source
+    def __init__(self, catalog: Catalog, source: Source) -> None:
+        self._catalog, self._source = catalog, source
         self._branches = Branches(catalog)
 
     def merge(
@@ -128,10 +128,10 @@ class Merger:
             result = replace(result, commit=tx.id)
         return result
 
-    def revert(self, to: Point, branch: Branch, *, message: str | None) -> MergeResult:
-        """Give the branch the rows it had at a point, as a new commit."""
+    def revert(self, to: str | datetime, branch: Branch, *, message: str) -> MergeResult:
+        """Give the branch the rows of another point, as a new commit."""
         result = MergeResult()
-        with suppress(_RolledBack), self._alone(message or "revert") as tx:
+        with suppress(_RolledBack), self._alone(message) as tx:
             tx.branch = branch.id
             result = _Run(self, branch, branch, "theirs", False).revert(to)
             if result.commit is None:
@@ -152,8 +152,7 @@ class _Run:
     """One merge, inside its transaction."""
 
     def __init__(self, merger: Merger, ours: Branch, theirs: Branch, on_conflict: OnConflict, dry_run: bool) -> None:
-        self._catalog, self._writer, self._source = merger._catalog, merger._writer, merger._source
-        self._branches = merger._branches
+        self._catalog, self._source, self._branches = merger._catalog, merger._source, merger._branches
         self._ours, self._theirs, self._on_conflict, self._dry_run = ours, theirs, on_conflict, dry_run
         self._conflicts: list[Conflict] = []
 
@@ -169,9 +168,9 @@ class _Run:
         self._branches.add_node(Point(self._ours.id, self._catalog.head() + 1), target, source)
         return result
 
-    def revert(self, to: Point) -> MergeResult:
-        here = self._branches.present(self._ours.id)
-        parts = [p for t in self._tables() if (p := self._take_all(t, here, to)) is not None]
+    def revert(self, to: str | datetime) -> MergeResult:
+        here, there = self._branches.present(self._ours.id), self._branches.resolve(to, branch=self._ours.id)
+        parts = [p for t in self._tables() if (p := self._take_all(t, here, there)) is not None]
         return self._settle(parts, None) if parts else MergeResult()
 
     def _tables(self) -> list[Table]:
@@ -179,9 +178,7 @@ class _Run:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def _decide(
-        self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int
-    ) -> Part | None:
+    def _decide(self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int) -> Part | None:
         images = Images(self._catalog, table)
         keys = images.candidates((here, there))
         if keys is None:
@@ -244,9 +241,7 @@ class _Run:
         total = sum(counts.values(), Counts())
         diff = Diff([self._diff(part) for part in parts]) if self._dry_run else None
         commit = None if self._dry_run else ""
-        return MergeResult(
-            commit, total.added, total.changed, total.removed, counts, tuple(self._conflicts), diff
-        )
+        return MergeResult(commit, total.added, total.changed, total.removed, counts, tuple(self._conflicts), diff)
 
     def _replay_lawfully(self, parts: Sequence[Part], moved_to: int | None) -> None:
         """Replay; rows that would break a constraint are conflicts, which only "ours" (and a dry run) can settle."""
@@ -291,8 +286,9 @@ class _Run:
         shown = ", ".join(f"{c.table} {c.key!r} ({c.reason})" for c in self._conflicts[:3])
         more = f" and {len(self._conflicts) - 3} more" if len(self._conflicts) > 3 else ""
         raise ConflictError(
-            f"cannot merge {self._theirs.name!r} into {self._ours.name!r}, {len(self._conflicts)} rows are in conflict: "
-            f"{shown}{more}; nothing was changed. See the error's conflicts, or pass on_conflict='ours' or 'theirs'",
+            f"cannot merge {self._theirs.name!r} into {self._ours.name!r}, {len(self._conflicts)} rows are in "
+            f"conflict: {shown}{more}; nothing was changed. See the error's conflicts, or pass on_conflict='ours' or "
+            "'theirs'",
             conflicts=tuple(self._conflicts),
         )
 
@@ -320,7 +316,8 @@ class _Run:
         images, target = part.images, f"main.{quote_identifier(real)}"
         chosen = images.create()
         self._catalog.execute(
-            f"INSERT INTO {chosen} SELECT {images.keys_of('v')} FROM {part.choices} v WHERE choice = {TAKE} AND {condition}"
+            f"INSERT INTO {chosen} SELECT {images.keys_of('v')} FROM {part.choices} v "
+            f"WHERE choice = {TAKE} AND {condition}"
         )
         self._catalog.execute(f"DELETE FROM {target} WHERE {images.within(chosen)}")
         self._catalog.execute(
@@ -328,35 +325,58 @@ class _Run:
             f"WHERE _dl_state = {PRESENT} AND {images.within(chosen)} ORDER BY {images.key}"
         )
 
-    def _write_overlay(self, part: Part) -> None:
-        overlay = self._writer.ensure(self._ours.id, part.name)
-        self._copy_up(part, f"choice = {TAKE}")
-        self._write(part, overlay)
+    def _write_overlay(self, part: Part, condition: str = "1") -> None:
+        """The merged keys hide main's from now on, and the overlay holds their rows."""
+        self._ensure_overlay(part.name)
+        self._take_over(part, f"choice = {TAKE} AND {condition}")
+        self._write(part, overlay_name(self._ours.id, part.name), condition)
 
-    def _copy_up(self, part: Part, where: str) -> None:
-        self._writer.copy_up(
-            self._ours.id, part.name, f"SELECT {part.images.key} FROM {part.choices} WHERE {where}", ()
+    def _ensure_overlay(self, table: str) -> None:
+        branch = self._ours
+        if table not in self._branches.overlays(branch.id):
+            overlays.create_overlay(self._catalog, branch.id, table)
+            overlays.create_public_view(self._catalog, branch.id, table, f"{table}@{branch.name}")
+
+    def _take_over(self, part: Part, where: str) -> None:
+        """Hide main's rows of these keys, and log that the overlay held none of them so far."""
+        images, key = part.images, part.images.key
+        overlay = overlay_name(self._ours.id, part.name)
+        shadow, own, log = (
+            f"main.{quote_identifier(name)}"
+            for name in (shadow_name(self._ours.id, part.name), overlay, log_name(overlay))
         )
+        keys = f"SELECT {images.keys_of('v')}, {SEQ} FROM {part.choices} v WHERE {where}"
+        unlogged = f"NOT EXISTS (SELECT 1 FROM {log} l WHERE {images.same_key('l', 'v')} AND l._dl_seq = {SEQ})"
+        self._catalog.execute(
+            f"INSERT INTO {log} ({key}, _dl_seq, _dl_op) SELECT *, 'I' FROM ({keys} "
+            f"AND NOT {images.contains('v', own)} AND {unlogged})"
+        )
+        self._catalog.execute(f"INSERT OR IGNORE INTO {shadow} ({key}, _dl_seq) {keys}")
 
     def _keep_aside(self, part: Part) -> None:
         """Before main becomes the base: rows that the branch keeps against main go into the overlay, and merged rows
         replace those that are there already."""
-        kept = f"SELECT 1 FROM {part.choices} WHERE choice <> {TAKE}"
+        images, kept = part.images, f"SELECT {part.images.key} FROM {part.choices} WHERE choice <> {TAKE}"
         if self._catalog.fetchone(kept) is not None:
-            self._writer.ensure(self._ours.id, part.name)
-            self._copy_up(part, f"choice <> {TAKE}")
+            self._ensure_overlay(part.name)
+            own = f"main.{quote_identifier(overlay_name(self._ours.id, part.name))}"
+            self._take_over(part, f"choice <> {TAKE}")
+            self._catalog.execute(
+                f"INSERT INTO {own} ({images.names}) SELECT {images.names} FROM {part.ours} o "
+                f"WHERE _dl_state = {PRESENT} AND {images.contains('o', f'({kept})')} "
+                f"AND NOT {images.contains('o', own)}"
+            )
         if part.name in self._branches.overlays(self._ours.id):
-            images = part.images
             owned = " OR ".join(
                 images.contains("v", f"main.{quote_identifier(name(self._ours.id, part.name))}")
                 for name in (overlay_name, shadow_name)
             )
-            self._write(part, overlay_name(self._ours.id, part.name), f"({owned})")
+            self._write_overlay(part, f"({owned})")
 
     def _move_fork(self, main_seq: int) -> None:
         """From this commit on the branch stands on main's present; its own keys must hide main's."""
         for table in self._branches.overlays(self._ours.id):
-            key = Images(self._catalog, self._catalog.tables()[table.lower()]).key
+            key = quote_identifiers(history.read_shape(self._catalog, table).key)
             overlay, shadow = (quote_identifier(name(self._ours.id, table)) for name in (overlay_name, shadow_name))
             self._catalog.execute(
                 f"INSERT OR IGNORE INTO main.{shadow} ({key}, _dl_seq) SELECT {key}, {SEQ} FROM main.{overlay}"

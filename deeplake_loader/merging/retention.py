@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from deeplake_loader import store
-from deeplake_loader.branches import HISTORY_FROM, MAIN, Branches, Point, log_name, overlay_name
+from deeplake_loader.branches import HISTORY_FROM, MAIN, Branches, Point, log_name, overlay_name, shadow_name
 from deeplake_loader.errors import InputError
 from deeplake_loader.merging.graph import Graph
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address, quote_identifier
@@ -37,7 +37,7 @@ class Garbage:
     dry_run: bool
 
 
-# -- undo logs -----------------------------------------------------------------------------------------------------------
+# -- undo logs ---------------------------------------------------------------------------------------------------------
 
 
 def horizon(catalog: Catalog, keep: timedelta) -> tuple[int, set[int]]:
@@ -95,17 +95,20 @@ def _logs(catalog: Catalog) -> list[str]:
 
 
 def _drop_overlays(catalog: Catalog, needed: set[int]) -> int:
-    """Overlays of deleted branches that no point needs any more."""
-    from deeplake_loader import overlays
+    """Overlays of deleted branches that no point needs any more; gives the rows of their undo logs."""
+    gone = 0
+    for branch, table in catalog.fetchall("SELECT branch, table_name FROM _dl_overlays"):
+        if branch in needed:
+            continue
+        overlay = overlay_name(branch, table)
+        gone += int(catalog.fetchone(f"SELECT count(*) FROM main.{quote_identifier(log_name(overlay))}")[0])
+        for name in (log_name(overlay), overlay, shadow_name(branch, table)):
+            catalog.execute(f"DROP TABLE main.{quote_identifier(name)}")
+        catalog.execute("DELETE FROM _dl_overlays WHERE branch = ? AND table_name = ?", (branch, table))
+    return gone
 
-    rows = catalog.fetchall("SELECT DISTINCT branch FROM _dl_overlays")
-    for (branch,) in rows:
-        if branch not in needed:
-            overlays.drop(catalog, branch)
-    return 0
 
-
-# -- files ---------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def unreached(catalog: Catalog, older_than_s: float) -> tuple[list[tuple[int, str]], list[str]]:
