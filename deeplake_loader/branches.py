@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -326,12 +325,15 @@ class Branches:
 
     # -- commits ---------------------------------------------------------------------------------------------------
 
-    def commits(self, branch: int | None = None, *, limit: int | None = None) -> list[tuple[Any, ...]]:
-        """(seq, id, created_at, author, message, branch) newest first, of one branch or of all."""
-        query = "SELECT seq, id, created_at, author, message, branch FROM _dl_commits"
-        where, params = ("", ()) if branch is None else (" WHERE branch = ?", (branch,))
-        params = (*params, -1 if limit is None else limit)
-        return self._catalog.fetchall(f"{query}{where} ORDER BY seq DESC LIMIT ?", params)
+    def commits(
+        self, branch: int | None = None, *, limit: int | None = None, newest: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        """(seq, id, created_at, author, message, branch) newest first, of one branch or of all, from ``newest`` on."""
+        query = (
+            "SELECT seq, id, created_at, author, message, branch FROM _dl_commits "
+            "WHERE branch = coalesce(?1, branch) AND seq <= coalesce(?2, seq) ORDER BY seq DESC LIMIT ?3"
+        )
+        return self._catalog.fetchall(query, (branch, newest, -1 if limit is None else limit))
 
 
 def first_number(catalog: Catalog, log: str, seq: int) -> int:
@@ -340,7 +342,9 @@ def first_number(catalog: Catalog, log: str, seq: int) -> int:
     Both numbers only grow, so the row is found by bisection and the log needs no index by commit.
     """
     name = quote_identifier(log)
-    low, high = catalog.fetchone(f"SELECT min(_dl_n), max(_dl_n) + 1 FROM main.{name}")
+    # two questions: asked at once, min and max would read the whole log
+    ends = f"SELECT (SELECT min(_dl_n) FROM main.{name}), (SELECT max(_dl_n) + 1 FROM main.{name})"
+    low, high = catalog.fetchone(ends)
     if low is None:
         return 1
     query = f"SELECT _dl_n, _dl_seq FROM main.{name} WHERE _dl_n >= ? ORDER BY _dl_n LIMIT 1"
@@ -352,13 +356,3 @@ def first_number(catalog: Catalog, log: str, seq: int) -> int:
         else:
             low = number + 1
     return int(low)
-
-
-@contextmanager
-def switched(catalog: Catalog, branch: int) -> Iterator[None]:
-    """Commits of the block are recorded for ``branch``."""
-    before, catalog.branch = catalog.branch, branch
-    try:
-        yield
-    finally:
-        catalog.branch = before

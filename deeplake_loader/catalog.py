@@ -289,10 +289,22 @@ class Catalog:
         self.execute("UPDATE _dl_head SET seq = ?", (seq,))
         return seq
 
-    def seal(self, branch: int) -> int:
+    @property
+    def open_transaction(self) -> Transaction | None:
+        """The outermost transaction, while it is open."""
+        return self._transaction
+
+    @property
+    def nested(self) -> bool:
+        """Whether the innermost block is a savepoint of a transaction that began outside."""
+        return self._depth > 0
+
+    def seal(self, branch: int, message: str | None = None) -> int:
         """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
         own, within the open transaction; what follows belongs to the next one."""
-        return self._number(uuid4().hex, branch, None)
+        seq = self._number(uuid4().hex, branch, message)
+        self._changes_at_start = self.connection.total_changes
+        return seq
 
     def _commit(self, tx: Transaction) -> None:
         try:

@@ -7,6 +7,7 @@ in one snapshot; it can only be faster, never different.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
@@ -16,14 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader import history, kernels
 from deeplake_loader.batches import Batch, batches, known_length
+from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog
+from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError, UnsupportedSQLError
+from deeplake_loader.merging.verbs import MergingVerbs
+from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Bind, FastPath, Plan
 from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
 from deeplake_loader.vectors import Vectors
+from deeplake_loader.views import Views
 from deeplake_loader.writing import Bound, Validate, Writer
 
 if TYPE_CHECKING:
@@ -42,13 +48,19 @@ _VECTOR_BATCH, _BLOB_BATCH = 65_536, 2_048
 
 
 def connect(
-    url: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, timeout_s: float = 30.0
+    url: str | os.PathLike[str],
+    *,
+    branch: str = "main",
+    create: bool = True,
+    read_only: bool = False,
+    timeout_s: float = 30.0,
 ) -> Database:
     """A Database: a handle on the store at ``url``, made there if it does not exist.
 
     Args:
         url: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name`` (default
             ``~/.deeplake``).
+        branch: the branch that the handle reads and writes; see `Database.branch` for making one.
         create: make the store when there is none; False raises NotFoundError instead.
         read_only: refuse every write.
         timeout_s: seconds to wait for another writer before LockedError.
@@ -59,7 +71,14 @@ def connect(
     >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
     1
     """
-    return Database(Catalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
+    database = Database(Catalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
+    if branch != "main":
+        try:
+            database.checkout(branch)
+        except BaseException:
+            database.close()
+            raise
+    return database
 
 
 def locate_store(url: str | os.PathLike[str]) -> str:
@@ -83,7 +102,7 @@ def locate_store(url: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(home)), *parts)
 
 
-class Database:
+class Database(BranchVerbs, MergingVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
@@ -93,9 +112,12 @@ class Database:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._shards, self._vectors = Shards(catalog), Vectors(catalog)
-        self._writer = Writer(catalog, self._shards, self._vectors, self)
+        self._views = Views(catalog)
+        self._overlays = BranchWriter(catalog, self._views)
+        self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
         self._plans: dict[tuple[str, int], Plan] = {}
         catalog.add_hook(self._vectors.register)
+        self._begin_merging(self)
         catalog.add_hook(lambda connection: shims.register(connection, catalog.now))
 
     @property
@@ -136,9 +158,9 @@ class Database:
         plan = self._plan(sql)
         if plan.kind not in ("insert", "update", "delete") or plan.returning:
             raise InputError("executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest")
-        with self._catalog.transaction():
-            bound = [self._writer.bind(plan, params, row=i) for i, params in enumerate(rows)]
-            total = sum(self._run(plan, b, sql)[1] for b in bound)
+        with self._catalog.transaction(), self._typed_errors():
+            bound = [(self._writer.bind(plan, params, row=i), params) for i, params in enumerate(rows)]
+            total = sum(self._run(plan, b, params, sql)[1] for b, params in bound)
         return RowSet((), (), [], rowcount=total, returns_rows=False)
 
     @contextmanager
@@ -147,12 +169,32 @@ class Database:
         with self._catalog.transaction(message):
             yield
 
+    def at(self, ref: str | dt.datetime) -> Database:
+        """A read-only handle on the rows of a tag, a commit id or a time (UTC; on this handle's branch); close it
+        when done.
+
+        >>> with db.at("v1") as then:                                               # doctest: +SKIP
+        ...     then.execute("SELECT count(*) FROM generations").scalar()
+        """
+        point = Branches(self._catalog).resolve(ref, branch=self._views.branch)
+        timeout_s = self._catalog.timeout_s
+        then = Database(Catalog.open(self.root, create=False, read_only=True, timeout_s=timeout_s))
+        then._views.show_point(point)
+        return then
+
     def tables(self) -> Mapping[str, Table]:
         """The tables' definitions by name."""
         return self._catalog.tables()
 
     def _plan(self, sql: str) -> Plan:
-        return self._cached(sql, sql, compile_statement)
+        if self._views.on_main:
+            return self._cached(sql, sql, compile_statement)
+        branch = self._views.branch
+        return self._cached(f"{KEY_PREFIX}{branch}:{sql}", sql, self._compile_on_branch)
+
+    def _compile_on_branch(self, sql: str, tables: Mapping[str, Table]) -> Plan:
+        physical = {table.name: self._overlays.target(table.name) for table in tables.values()}
+        return compile_statement(sql, tables, physical=physical)
 
     def _cached(self, key: str, sql: str, compile_: Any) -> Plan:
         version = self._catalog.schema_version()
@@ -170,6 +212,7 @@ class Database:
 
     def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
         with self._catalog.snapshot(), self._typed_errors():
+            self._views.refresh(plan.reads)
             records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
             if records is None:
                 records = self._catalog.fetchall(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
@@ -203,17 +246,21 @@ class Database:
     def _modify(self, plan: Plan, params: object, sql: str) -> RowSet:
         with self._catalog.transaction(), self._typed_errors():
             bound = self._writer.bind(plan, params)
-            records, rowcount, lastrowid = self._run(plan, bound, sql)
+            records, rowcount, lastrowid = self._run(plan, bound, params, sql)
         if plan.returning:
             return self._rowset(plan, records)
         return RowSet((), (), [], rowcount=rowcount, lastrowid=lastrowid, returns_rows=False)
 
-    def _run(self, plan: Plan, bound: Bound, sql: str) -> tuple[list[tuple[Any, ...]], int, int | None]:
+    def _run(self, plan: Plan, bound: Bound, params: object, sql: str) -> tuple[list[tuple[Any, ...]], int, int | None]:
         """Records, rows changed, and the id of a single inserted row."""
+        if not self._views.on_main:
+            self._overlays.before(plan, lambda: self._writer.bind(plan, params, binds=plan.keys_binds).values, sql)
         cursor = self._catalog.execute(plan.sql, bound.values, user_sql=sql)
         records = cursor.fetchall() if plan.returning else []
         rowcount = len(records) if plan.returning else cursor.rowcount
         lastrowid = cursor.lastrowid if plan.kind == "insert" and rowcount == 1 else None
+        if not self._views.on_main:
+            self._overlays.after(plan)
         self._writer.finish(bound, plan, rowcount=rowcount, lastrowid=lastrowid)
         return records, rowcount, lastrowid
 
@@ -234,6 +281,7 @@ class Database:
 
     def _define(self, plan: Plan, sql: str) -> RowSet:
         with self._catalog.transaction():
+            self._views.clear()
             if not (plan.missing_ok and self._is_settled(plan)):
                 self._change_schema(plan, sql)
         return RowSet((), (), [], rowcount=0, returns_rows=False)
@@ -314,7 +362,8 @@ class Database:
         return done
 
     def _insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:
-        columns, last = dict(batch.columns), self._last_rowid(table)
+        real = self._overlays.ensure(self._views.branch, table.name)
+        columns, last = dict(batch.columns), self._last_rowid(table, real)
         key = self._integer_key(table)
         if key is not None and not any(name.lower() == key.lower() for name in columns):
             columns = {key: range(last + 1, last + 1 + batch.count), **columns}
@@ -326,22 +375,23 @@ class Database:
             table, columns, batch.count, first_row=first_row, validate=validate, key=key, after_rowid=first
         )
         if bulk:
-            history.log_bulk_insert(self._catalog, table.name, after_rowid=last)
+            history.log_bulk_insert(self._catalog, real, after_rowid=last)
             self._catalog.execute("UPDATE _dl_head SET bulk = 0")
+        if real != table.name:
+            self._overlays.return_ids(table.name)
 
-    def _last_rowid(self, table: Table) -> int:
-        """The highest rowid in use or ever used, so that new ids follow it."""
-        name = quote_identifier(table.name)
+    def _last_rowid(self, table: Table, real: str) -> int:
+        """The highest rowid in use or ever used, on main or the branch, so that new ids follow it."""
         row = self._catalog.fetchone(
-            "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = ?), 0), "
-            f"coalesce((SELECT max(rowid) FROM {name}), 0))",
-            (table.name,),
+            "SELECT max(coalesce((SELECT max(seq) FROM main.sqlite_sequence WHERE name IN (?, ?)), 0), "
+            f"coalesce((SELECT max(rowid) FROM main.{quote_identifier(real)}), 0))",
+            (table.name, real),
         )
         return int(row[0])
 
     def _integer_key(self, table: Table) -> str | None:
         """The key column that is SQLite's rowid, if there is one."""
-        info = self._catalog.fetchall(f"PRAGMA table_info({quote_identifier(table.name)})")
+        info = self._catalog.fetchall(f"PRAGMA main.table_info({quote_identifier(table.name)})")
         keys = [(name, declared) for _, name, declared, _, _, key in info if key]
         return keys[0][0] if len(keys) == 1 and keys[0][1].upper() == "INTEGER" else None
 
@@ -453,12 +503,6 @@ class Database:
         return self._vectors.gather(addresses)
 
     # -- care ------------------------------------------------------------------------------------------------------
-
-    def optimize(self) -> None:
-        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself."""
-        with self._catalog.transaction("optimize"):
-            self._shards.seal()
-            self._vectors.seal()
 
     def close(self) -> None:
         """Give files and locks back; an open transaction is rolled back. Closing twice does nothing."""

@@ -19,6 +19,8 @@ DRIVER_ERRORS = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeEncodeErr
 """What the driver raises for a statement or a value that it cannot take."""
 
 _CONSTRAINT = re.compile(r"(UNIQUE|NOT NULL|CHECK|FOREIGN KEY) constraint failed(?:: (.*))?", re.DOTALL)
+_OVERLAY = re.compile(r"^_dl_b\d+_")
+"""A branch's own copy of a table; the user knows the table by what follows."""
 _STORE_CODES = (
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -52,6 +54,7 @@ def _constraint_error(error: Exception) -> ConstraintError:
     kind, what = match[1], match[2]
     if kind in ("UNIQUE", "NOT NULL") and what:
         table, columns = what.split(", ")[0].partition(".")[0], [part.partition(".")[2] for part in what.split(", ")]
+        table = _OVERLAY.sub("", table)
         return ConstraintError(
             f"{kind} constraint on column {', '.join(map(repr, columns))} of {table!r} refused the statement",
             constraint=kind,

@@ -7,16 +7,17 @@ constraint it cannot carry: the parents are on the branch, not in a table (see `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deeplake_loader import history, states
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import NotFoundError
+from deeplake_loader.sql.plan import CHOSEN_KEYS, Plan
 from deeplake_loader.table_text import copied_index, copied_table
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
-from deeplake_loader.views import Views, base_name
+from deeplake_loader.views import COPYING, Views, base_name
 
 
 class BranchWriter:
@@ -56,15 +57,22 @@ class BranchWriter:
         free, free_params = (
             self._free_rows(branch, table) if not shown else (f"temp.{quote_identifier(base_name(table))}", ())
         )
-        sql = f"INSERT INTO {shadow} ({key}, _dl_seq) SELECT {key}, {history.SEQ} FROM {free} WHERE {keys} IN ({keys_sql})"
+        chosen = f"SELECT {key}, {history.SEQ} FROM {free} WHERE {keys} IN ({keys_sql})"
+        sql = f"INSERT INTO {shadow} ({key}, _dl_seq) {chosen}"
         if not self._catalog.execute(sql, (*free_params, *params), user_sql=user_sql).rowcount:
             return
         rows, row_params = self._fork_rows(branch, table) if not shown else (free, ())
         taken = f"SELECT {key} FROM {shadow} WHERE _dl_n > ?"
         sql = f"INSERT INTO {overlay} ({shape.names}) SELECT {shape.names} FROM {rows} WHERE {keys} IN ({taken})"
+        if not shown:
+            self._catalog.execute(sql, (*row_params, last))
+            return
+        with self._catalog.private():
+            self._catalog.execute(f"INSERT INTO {COPYING} VALUES (1)")
         self._catalog.execute(sql, (*row_params, last))
-        if shown:
-            self._views.refresh([table])
+        with self._catalog.private():
+            self._catalog.execute(f"DELETE FROM {COPYING}")
+        self._views.refresh([table])
 
     def _free_rows(self, branch: int, table: str) -> tuple[str, tuple[int, ...]]:
         """What the branch has not taken over, where its view is not at hand."""
@@ -75,6 +83,30 @@ class BranchWriter:
         fork = self._branches.fork_at(branch, self._catalog.head() + 1)
         sql, params = states.select_sql(self._catalog, table, Point(MAIN, fork))
         return f"({sql})", params
+
+    def before(self, plan: Plan, key_values: Callable[[], Sequence[Any]], sql: str) -> None:
+        """Make the overlay ready for a statement: its own table, the rows it chooses, its next id, what it reads."""
+        table, branch = plan.target or "", self._views.branch
+        self.ensure(branch, table)
+        self._views.refresh(plan.reads)
+        if plan.keys_sql is not None:
+            self._copy_chosen(plan, table, key_values(), sql)
+        if plan.kind == "insert":
+            self.raise_ids(table)
+
+    def _copy_chosen(self, plan: Plan, table: str, values: Sequence[Any], sql: str) -> None:
+        keys = plan.keys_sql or ""
+        if plan.keys_once:
+            with self._catalog.private():
+                self._catalog.execute(f"DROP TABLE IF EXISTS {CHOSEN_KEYS}")
+                self._catalog.execute(f"CREATE TABLE {CHOSEN_KEYS} AS {keys}", values, user_sql=sql)
+            keys, values = f"SELECT * FROM {CHOSEN_KEYS}", ()
+        self.copy_up(self._views.branch, table, keys, values, user_sql=sql)
+
+    def after(self, plan: Plan) -> None:
+        """Once the statement has run: main's ids follow the branch's."""
+        if plan.kind == "insert":
+            self.return_ids(plan.target or "")
 
     def raise_ids(self, table: str) -> None:
         """Before an INSERT: the overlay's next id follows every id that main ever gave."""
@@ -156,7 +188,7 @@ def drop_public_views(catalog: Catalog, branch: Branch) -> None:
 
 
 def copy_overlays(catalog: Catalog, parent: Point, child: Branch) -> None:
-    """Give a new branch the rows that its parent had at the point it starts from, unlogged: it has no past of its own."""
+    """Give a new branch the rows that its parent had where it starts, unlogged: it has no past of its own."""
     if parent.branch == MAIN:
         return
     for table in Branches(catalog).overlays(parent.branch):

@@ -28,6 +28,8 @@ from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_ident
 
 _MARKS = "temp._dl_marks"
 """One row per view: the schema it was made for, the fork, and the log and shadow rows it has taken in."""
+COPYING = "temp._dl_copying"
+"""Holds a row while rows are copied up on purpose: they collide with themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Views(Participant):
         self._catalog, self._branches = catalog, Branches(catalog)
         self.branch, self.fixed = MAIN, False
         self._seq = 0
+        self._committed = self._shown()
         self._views: dict[str, View] = {}
         catalog.participants.append(self)
 
@@ -104,20 +107,29 @@ class Views(Participant):
         """Whether the tables themselves are what is shown."""
         return self.branch == MAIN and not self.fixed
 
+    def _shown(self) -> tuple[int, bool, int]:
+        return self.branch, self.fixed, self._seq
+
+    def _set(self, branch: int, fixed: bool, seq: int) -> None:
+        self.branch, self.fixed, self._seq = branch, fixed, seq
+        self._catalog.branch = branch
+        if not self._catalog.in_transaction:
+            self._committed = self._shown()
+
     def show(self, branch: int) -> None:
         """Show a branch as it is from now on."""
         self.clear()
-        self.branch, self.fixed, self._seq = branch, False, 0
+        self._set(branch, False, 0)
 
     def show_point(self, point: Point) -> None:
         """Show a point of history, which never changes."""
         self.clear()
-        self.branch, self.fixed, self._seq = point.branch, True, point.seq
+        self._set(point.branch, True, point.seq)
 
     @contextmanager
     def showing(self, branch: int) -> Iterator[None]:
         """Show a branch for the length of a block."""
-        before = self.branch, self.fixed, self._seq
+        before = self._shown()
         if before == (branch, False, 0):
             yield
             return
@@ -126,7 +138,7 @@ class Views(Participant):
             yield
         finally:
             self.clear()
-            self.branch, self.fixed, self._seq = before
+            self._set(*before)
 
     def refresh(self, tables: Iterable[str]) -> None:
         """Bring the views of these tables up to date, inside the transaction or snapshot that reads them."""
@@ -197,6 +209,7 @@ class Views(Participant):
                 f"CREATE TABLE {_MARKS} (name TEXT PRIMARY KEY, version INTEGER NOT NULL, fork INTEGER NOT NULL, "
                 "log_n INTEGER NOT NULL, shadow_n INTEGER NOT NULL, own_n INTEGER NOT NULL)"
             )
+            self._catalog.execute(f"CREATE TABLE {COPYING} (yes INTEGER PRIMARY KEY)")
         assert view.base is not None
         own_start = 0
         self._make_layer(table, view.base)
@@ -257,18 +270,20 @@ class Views(Participant):
         where = " OR ".join(clashes)
         shadow = quote_identifier(shadow_name(self.branch, table))
         body = (
+            "INSERT INTO _dl_copying VALUES (1); "
             f"INSERT INTO {quote_identifier(overlay)} ({shape.names}) "
             f"SELECT {shape.names} FROM {from_base} x WHERE {where}; "
             f"INSERT INTO {shadow} ({base.key}, _dl_seq) "
             f"SELECT {base.key}, {history.SEQ} FROM {from_base} x WHERE {where}; "
             f"INSERT INTO {quote_identifier(base.hidden_name)} ({base.key}) "
             f"SELECT {base.key} FROM main.{quote_identifier(table)} x WHERE ({where}) AND {base.shown('x')}; "
-            f"DELETE FROM {quote_identifier(base.images_name)} WHERE {where};"
+            f"DELETE FROM {quote_identifier(base.images_name)} WHERE {where}; DELETE FROM _dl_copying;"
         )
         counted = len(shape.uniques) == 1 and [c.declared.upper() for c in shape.columns if c.key] == ["INTEGER"]
         bulk = f"{history.NOT_BULK} AND " if counted else ""  # bulk ids follow every id there is
         conditions = {"INSERT": f"{bulk}({' OR '.join(hits)})", "UPDATE": history.touches_unique(shape, hits)}
-        for event, condition in conditions.items():
+        for event, found in conditions.items():
+            condition = f"NOT EXISTS (SELECT 1 FROM _dl_copying) AND ({found})"
             name = quote_identifier(f"{RESERVED_PREFIX}up_{event.lower()}_{table}")
             on = f"main.{quote_identifier(overlay)}"
             self._catalog.execute(
@@ -351,11 +366,20 @@ class Views(Participant):
 
     # -- taking part in transactions -------------------------------------------------------------------------------
 
-    def rollback_to(self, token: object) -> None:  # noqa: ARG002 - the marks tell what is left
-        self._views.clear()
+    def savepoint(self) -> tuple[int, bool, int]:
+        return self._shown()
+
+    def rollback_to(self, token: object) -> None:
+        self._views.clear()  # the marks tell which of them are left
+        if isinstance(token, tuple):
+            self.branch, self.fixed, self._seq = token
+            self._catalog.branch = self.branch
+
+    def committed(self) -> None:
+        self._committed = self._shown()
 
     def rolled_back(self) -> None:
-        self._views.clear()
+        self.rollback_to(self._committed)
 
     def forked(self) -> None:
         self._views.clear()

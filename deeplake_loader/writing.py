@@ -7,7 +7,7 @@ out inside the running transaction, so a statement that fails takes its bytes ba
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,8 +66,12 @@ class Bound:
 class Writer:
     """Encodes parameters and rows for one store."""
 
-    def __init__(self, catalog: Catalog, shards: Shards, vectors: Vectors, source: Source) -> None:
+    def __init__(
+        self, catalog: Catalog, shards: Shards, vectors: Vectors, source: Source, target: Callable[[str], str]
+    ) -> None:
+        """``target`` names the real table in which a table's rows are written: on a branch another one."""
         self._catalog, self._shards, self._vectors, self._source = catalog, shards, vectors, source
+        self._target = target
 
     # -- single statements -----------------------------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class Writer:
         first = quote_identifier(sample.members[0].column)
         names = quote_identifiers(c.name for c in kept) or "1"
         row = self._catalog.fetchone(
-            f"SELECT {names} FROM {quote_identifier(table)} WHERE rowid = ? AND {first} = ?",
+            f"SELECT {names} FROM main.{quote_identifier(self._target(table))} WHERE rowid = ? AND {first} = ?",
             (rowid, bound.values[sample.slots[0]]),
         )
         if row is None:
@@ -236,7 +240,7 @@ class Writer:
         encoded, staged, kept = self._stage_columns(table, encoded, blobs, count)
         names = list(encoded)
         sql = (
-            f"INSERT INTO {quote_identifier(table.name)} ({quote_identifiers(names)}) "
+            f"INSERT INTO main.{quote_identifier(self._target(table.name))} ({quote_identifiers(names)}) "
             f"VALUES ({', '.join('?' * len(names))})"
         )
         self._catalog.executemany(sql, zip(*encoded.values(), strict=True))
@@ -253,7 +257,7 @@ class Writer:
         if not missing:
             return {}
         rows = self._catalog.fetchall(
-            f"SELECT rowid, {quote_identifiers(missing)} FROM {quote_identifier(table.name)} "
+            f"SELECT rowid, {quote_identifiers(missing)} FROM main.{quote_identifier(self._target(table.name))} "
             "WHERE rowid > ? ORDER BY rowid",
             (after_rowid,),
         )

@@ -43,7 +43,9 @@ RANKS = {
     "decode": 5,
     "writing": 5,
     "stream": 6,
-    "database": 7,
+    "merging": 8,
+    "checkout": 9,
+    "database": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 TENSOR_WING = {"stream", "decode", "order", "reader"}

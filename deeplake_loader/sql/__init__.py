@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from deeplake_loader.types import Table
 
 
-def compile_statement(sql: str, schema: Mapping[str, Table]) -> Plan:
+def compile_statement(sql: str, schema: Mapping[str, Table], *, physical: Mapping[str, str] | None = None) -> Plan:
     """The plan of one statement against these tables; see `deeplake_loader.sql.compile`."""
     from deeplake_loader.sql.compile import compile_statement as compile_
 
-    return compile_(sql, schema)
+    return compile_(sql, schema, physical=physical)
 
 
 def compile_stream(sql: str, schema: Mapping[str, Table]) -> Plan:

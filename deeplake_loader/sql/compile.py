@@ -18,17 +18,20 @@ from deeplake_loader.sql.writes import Write, WriteCompiler
 from deeplake_loader.types import Table
 
 
-def compile_statement(sql: str, schema: Mapping[str, Table]) -> Plan:
+def compile_statement(sql: str, schema: Mapping[str, Table], *, physical: Mapping[str, str] | None = None) -> Plan:
     """The plan of one PostgreSQL statement against these tables (name -> definition).
 
     Raises SQLError for text that PostgreSQL would not take either, UnsupportedSQLError for what cannot be run here with
     PostgreSQL's result (each with the position), DimensionError for vectors that do not fit.
 
+    ``physical``: where a written table's rows really lie, by its name; the plan of an UPDATE or DELETE then also gives
+    the keys that the statement chooses.
+
     >>> compile_statement("SELECT 1 + 1 AS two", {}).sql
     'SELECT 1 + 1 AS two'
     """
     reading = read(sql)
-    context = Context(reading, schema)
+    context = Context(reading, schema, physical)
     try:
         plan = _plan(context, parse(reading))
     except RecursionError:
@@ -87,9 +90,11 @@ def _select(context: Context, statement: tree.Query, *, hidden: bool = False) ->
 
 def _write(context: Context, kind: Kind, write: Write) -> Plan:
     sql, binds = _finished(context, write.sql)
+    keys, key_binds = (None, ()) if write.keys is None else context.finish(write.keys)
     return Plan(
         kind, sql, binds, results=write.results, target=write.table.name, insert_columns=write.columns,
-        returning=bool(write.results), reads=tuple(context.reads),
+        returning=bool(write.results), reads=tuple(context.reads), keys_sql=keys, keys_binds=key_binds,
+        keys_once=write.once,
     )  # fmt: skip
 
 

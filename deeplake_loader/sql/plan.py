@@ -24,7 +24,12 @@ Constant = str | int | float | None
 WINNERS = "_dl_winners"
 """Source of the bind that takes the fast path's winners: a JSON array of addresses."""
 
-PLAN_VERSION = 1
+CHOSEN_KEYS = "temp._dl_chosen"
+"""The TEMP table in which a statement that chooses its rows by a volatile function finds their keys.
+
+Its columns are the primary key's."""
+
+PLAN_VERSION = 2
 """Plans of another version are compiled again."""
 
 
@@ -125,6 +130,9 @@ class Plan:
     definition: Table | None = None
     missing_ok: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    keys_sql: str | None = None
+    keys_binds: tuple[Bind, ...] = ()
+    keys_once: bool = False
     ordered: bool = False
 
     @property
@@ -188,6 +196,9 @@ class Plan:
                 "definition": None if self.definition is None else self.definition.to_json(),
                 "missing_ok": self.missing_ok,
                 "renames": self.renames,
+                "keys_sql": self.keys_sql,
+                "keys_binds": [b.to_data() for b in self.keys_binds],
+                "keys_once": self.keys_once,
                 "ordered": self.ordered,
             },
             separators=(",", ":"),
@@ -214,6 +225,9 @@ class Plan:
             definition=None if data["definition"] is None else Table.from_json(data["definition"]),
             missing_ok=data["missing_ok"],
             renames=tuple((old, new) for old, new in data["renames"]),
+            keys_sql=data["keys_sql"],
+            keys_binds=_binds(data["keys_binds"]),
+            keys_once=data["keys_once"],
             ordered=data["ordered"],
         )
 

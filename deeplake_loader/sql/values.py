@@ -91,8 +91,10 @@ class Target:
 class Context:
     """One compilation: the text, the tables, the parameters met so far."""
 
-    def __init__(self, reading: Reading, schema: Mapping[str, Table]) -> None:
-        self.reading = reading
+    def __init__(
+        self, reading: Reading, schema: Mapping[str, Table], physical: Mapping[str, str] | None = None
+    ) -> None:
+        self.reading, self.physical = reading, physical
         self.schema = {name.lower(): table for name, table in schema.items()}
         self.binds: list[Bind] = []
         self.reads: dict[str, None] = {}

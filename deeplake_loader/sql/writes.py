@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deeplake_loader.sql import sources, tree
-from deeplake_loader.sql.plan import ResultColumn
+from deeplake_loader.sql.functions import VOLATILE
+from deeplake_loader.sql.plan import CHOSEN_KEYS, ResultColumn
 from deeplake_loader.sql.queries import QueryCompiler, Wanted, output_name
 from deeplake_loader.sql.scope import Scope, Visible, table_fields
 from deeplake_loader.sql.tree import Name
@@ -16,12 +17,15 @@ from deeplake_loader.types import Column, Table
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A compiled change: its text, its table, the columns an INSERT fills, what RETURNING gives."""
+    """A compiled change: its text, its table, the columns an INSERT fills, what RETURNING gives; for a table whose rows
+    lie elsewhere also the keys it chooses, and whether they may be asked for only ``once``."""
 
     sql: str
     table: Table
     columns: tuple[str, ...]
     results: tuple[ResultColumn, ...]
+    keys: str | None = None
+    once: bool = False
 
 
 class WriteCompiler:
@@ -45,11 +49,16 @@ class WriteCompiler:
                 sql = f"SELECT * FROM ({sql}) WHERE TRUE"  # without WHERE SQLite reads ON as a join's
             listed = ", ".join(identifier(column.name) for column in columns)
             body = f"({listed}) {sql}" if node.columns or len(columns) < len(table.columns) else sql
-        alias = f" AS {identifier(node.table.alias.text)}" if node.table.alias is not None else ""
         conflict = "" if node.conflict is None else self._conflict(scope, node, table, node.conflict)
         returning, results = self._returning(scope, node.returning, node.table, table)
-        text = f"{head}INSERT INTO {identifier(table.name)}{alias} {body}{conflict}{returning}"
+        text = f"{head}INSERT INTO {self._written(table, node.table)} {body}{conflict}{returning}"
         return Write(text, table, tuple(column.name for column in columns), results)
+
+    def _written(self, table: Table, ref: tree.TableRef) -> str:
+        """The table that is written, under the name that the statement gives it."""
+        real = table.name if self.context.physical is None else self.context.physical[table.name]
+        alias = ref.alias.text if ref.alias is not None else table.name
+        return identifier(real) if real == alias else f"{identifier(real)} AS {identifier(alias)}"
 
     def _insert_columns(self, table: Table, node: tree.Insert) -> list[Column]:
         if node.columns:
@@ -168,12 +177,45 @@ class WriteCompiler:
         table = self.context.table(node.table.name)
         block = Scope(scope)
         target = sources.table_text(self.queries, block, node.table)
-        source = "" if node.source is None else f" FROM {sources.source_text(self.queries, block, node.source)}"
+        source = "" if node.source is None else sources.source_text(self.queries, block, node.source)
         sets = self._assignments(block, table, node.assignments)
         where = self._where(block, node.where)
+        keys, where = self._keys(node, block, head, f"{target}, {source}" if source else target, where)
         returning, results = self._returning(scope, node.returning, node.table, table)
         self._forget_read(table, node)
-        return Write(f"{head}UPDATE {target} SET {sets}{source}{where}{returning}", table, (), results)
+        written = self._written(table, node.table)
+        source = f" FROM {source}" if source else ""
+        text = f"{head}UPDATE {written} SET {sets}{source}{where}{returning}"
+        return Write(text, table, (), results, keys, self._volatile(node))
+
+    def _keys(
+        self, node: tree.Update | tree.Delete, scope: Scope, head: str, source: str, where: str
+    ) -> tuple[str | None, str]:
+        """The keys that the statement chooses, and the condition it has when they were taken before it runs."""
+        if self.context.physical is None:
+            return None, where
+        table = self.context.table(node.table.name)
+        if not self._volatile(node):
+            return f"{head}SELECT {self._key_list(scope, table)} FROM {source}{where}", where
+        if not isinstance(node, tree.Delete) and node.source is not None:
+            self.context.refuse("UPDATE ... FROM with a volatile condition is not supported on a branch", node.pos)
+        names = self._key_list(scope, table)
+        plain = ", ".join(identifier(key) for key in table.primary_key)
+        left = names if len(table.primary_key) == 1 else f"({names})"
+        chosen = f" WHERE {left} IN (SELECT {plain} FROM {CHOSEN_KEYS})"
+        return f"{head}SELECT DISTINCT {names} FROM {source}{where}", chosen
+
+    def _key_list(self, scope: Scope, table: Table) -> str:
+        alias = identifier(scope.sources[0].alias)
+        return ", ".join(f"{alias}.{identifier(key)}" for key in table.primary_key)
+
+    def _volatile(self, node: tree.Update | tree.Delete) -> bool:
+        """Whether the same WHERE could choose other rows when it is asked again."""
+        if self.context.physical is None:
+            return False
+        parts = [node.where, *node.ctes, getattr(node, "source", None), getattr(node, "using", None)]
+        calls = (n for part in parts if part is not None for n in tree.walk(part) if isinstance(n, tree.Call))
+        return any(call.name in VOLATILE for call in calls)
 
     def _forget_read(self, table: Table, node: tree.Statement) -> None:
         """The written table counts as read only where the statement mentions it again."""
@@ -193,22 +235,30 @@ class WriteCompiler:
         table = self.context.table(node.table.name)
         block = Scope(scope)
         target = sources.table_text(self.queries, block, node.table)
-        where = self._where(block, node.where) if node.using is None else self._using(block, node, table, target)
+        if node.using is None:
+            where = self._where(block, node.where)
+            keys, where = self._keys(node, block, head, target, where)
+        else:
+            where, listed = self._using(block, node, table, target)
+            keys, where = self._keys(node, block, head, *listed)[0], where
+            if self._volatile(node):
+                self.context.refuse("DELETE ... USING with a volatile condition is not supported on a branch", node.pos)
         returning, results = self._returning(scope, node.returning, node.table, table)
         self._forget_read(table, node)
-        return Write(f"{head}DELETE FROM {target}{where}{returning}", table, (), results)
+        text = f"{head}DELETE FROM {self._written(table, node.table)}{where}{returning}"
+        return Write(text, table, (), results, keys, self._volatile(node))
 
-    def _using(self, scope: Scope, node: tree.Delete, table: Table, target: str) -> str:
-        """DELETE ... USING as a list of keys, which SQLite has instead."""
+    def _using(self, scope: Scope, node: tree.Delete, table: Table, target: str) -> tuple[str, tuple[str, str]]:
+        """DELETE ... USING as a list of keys, which SQLite has instead; and what that list is taken from."""
         if not table.primary_key or node.using is None:
             self.context.refuse("DELETE ... USING needs a primary key", node.pos)
         other = sources.source_text(self.queries, scope, node.using)
         where = self._where(scope, node.where)
-        alias = scope.sources[0].alias
         keys = [identifier(key) for key in table.primary_key]
-        listed = ", ".join(f"{identifier(alias)}.{key}" for key in keys)
+        listed = self._key_list(scope, table)
         names = keys[0] if len(keys) == 1 else f"({', '.join(keys)})"
-        return f" WHERE {names} IN (SELECT {listed} FROM {target}, {other}{where})"
+        source = f"{target}, {other}"
+        return f" WHERE {names} IN (SELECT {listed} FROM {source}{where})", (source, where)
 
     # -- RETURNING -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,289 @@
+"""Branches, tags and time travel: every statement on a branch does what it does on main, and main never notices."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deeplake_loader as deeplake
+from deeplake_loader import errors
+
+NAMES = ["experiment/ddim-scheduler", 'it\'s "quoted"; DROP TABLE t; --'.replace(" ", "_"), "ветка/né", "a.b-c", "%s"]
+
+
+def rows(db: deeplake.Database, sql: str = "SELECT * FROM t ORDER BY id") -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in db.execute(sql)]
+
+
+def tables(db: deeplake.Database) -> None:
+    db.execute(
+        "CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT NOT NULL, b INTEGER UNIQUE, c INTEGER CHECK (c < 100), "
+        "d INTEGER DEFAULT 7, g INTEGER GENERATED ALWAYS AS (c * 2) STORED)"
+    )
+    db.execute("CREATE TABLE src (id BIGINT PRIMARY KEY, a TEXT, b INTEGER)")
+    db.execute("INSERT INTO src VALUES (2, 's2', 20), (50, 's50', 50), (51, 's51', 51)")
+    db.execute(
+        "INSERT INTO t (id, a, b, c) VALUES (1, 'one', 10, 1), (2, 'two', 20, 2), (3, 'three', 30, 3), "
+        "(4, 'four', NULL, 4), (5, 'five', 50, 5)"
+    )
+
+
+STATEMENTS = [
+    "INSERT INTO t (id, a, b) VALUES (1, 'dup', 99)",
+    "INSERT INTO t (id, a, b) VALUES (9, 'dupb', 20)",
+    "INSERT INTO t (a, b, c) VALUES ('auto', 60, 6) RETURNING id, a, d, g",
+    "INSERT INTO t (id, a) VALUES (20, NULL)",
+    "INSERT INTO t (id, a, c) VALUES (21, 'x', 100)",
+    "UPDATE t SET c = c + 1 WHERE b IN (20, 30) RETURNING id, c, g",
+    "UPDATE t SET b = 10 WHERE id = 2",
+    "UPDATE t SET b = 50 WHERE id = 50",
+    "UPDATE t SET a = 'z' WHERE id = 777",
+    "INSERT INTO t (id, a, b) VALUES (2, 'up', 21) ON CONFLICT (id) DO UPDATE SET a = excluded.a, b = excluded.b "
+    "RETURNING id, a, b, c",
+    "INSERT INTO t (id, a, b) VALUES (30, 'upb', 30) ON CONFLICT (b) DO UPDATE SET a = t.a || excluded.a RETURNING *",
+    "INSERT INTO t (id, a) VALUES (1, 'no') ON CONFLICT DO NOTHING",
+    "INSERT INTO t (id, a) VALUES (1, 'no'), (31, 'yes') ON CONFLICT DO NOTHING RETURNING id",
+    "UPDATE t SET a = src.a FROM src WHERE src.id = t.id RETURNING t.id, t.a",
+    "INSERT INTO t (id, a, b) SELECT id + 100, a, b + 1000 FROM src WHERE id NOT IN (SELECT id FROM t)",
+    "INSERT INTO t (id, a) SELECT id + 200, a FROM t WHERE id < 3 RETURNING id",
+    "DELETE FROM t WHERE id IN (SELECT id FROM t WHERE c >= 5) RETURNING id, a",
+    "DELETE FROM t WHERE id = 1",
+    "INSERT INTO t (id, a, b) VALUES (1, 'again', 10) RETURNING *",
+    "UPDATE t SET id = id + 1000 WHERE id = 3 RETURNING id",
+    "INSERT INTO t (id, a) VALUES (3, 'reuse')",
+    "DELETE FROM t WHERE id = 3",
+    "UPDATE t SET c = (SELECT max(x.c) FROM t x) WHERE id < 10 RETURNING id, c",
+    "WITH w AS (SELECT id FROM t WHERE id > 100) UPDATE t SET d = 8 WHERE id IN (SELECT id FROM w) RETURNING id, d",
+    "DELETE FROM t USING src WHERE t.id = src.id + 100 RETURNING t.id",
+    "UPDATE t AS q SET a = 'al' WHERE q.id > 0 RETURNING q.a",
+    "UPDATE t SET d = 1 WHERE random() < 2",
+    "DELETE FROM t WHERE random() < 0",
+    "DELETE FROM t RETURNING id",
+    "INSERT INTO t (a) VALUES ('after delete') RETURNING a",
+    "INSERT INTO t (a, b) VALUES ('x', 1), ('y', 1)",
+]
+MOVES = [  # what main does after the branch was made; none of it may be seen there
+    "UPDATE t SET a = 'MAIN', b = b + 7 WHERE id IN (1, 2)",
+    "DELETE FROM t WHERE id = 3",
+    "INSERT INTO t (id, a, b, c) VALUES (60, 'main60', 20, 1)",
+    "INSERT INTO t (id, a) VALUES (3, 'again')",
+    "UPDATE src SET a = 'MAIN'",
+]
+
+
+def outcome(db: deeplake.Database, statement: str) -> Any:
+    try:
+        result = db.execute(statement)
+    except errors.ConstraintError as error:
+        return type(error), error.constraint, error.table, error.columns, rows(db)
+    found = sorted(map(tuple, result), key=repr) if result.returns_rows else None
+    return found, result.rowcount, rows(db)
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Iterator[deeplake.Database]:
+    with deeplake.connect(tmp_path / "reference") as db:
+        tables(db)
+        db.execute("INSERT INTO t (id, a) VALUES (60, 'x')")
+        db.execute("DELETE FROM t WHERE id = 60")
+        yield db
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_branch_behaves_as_main_statement_by_statement(
+    db: deeplake.Database, reference: deeplake.Database, depth: int
+) -> None:
+    tables(db)
+    for name in NAMES[:depth]:
+        db.branch(name)
+        if depth == 2 and name == NAMES[0]:
+            db.execute("UPDATE t SET d = 7 WHERE id IN (1, 4)")
+            db.execute("UPDATE src SET a = a WHERE id = 50")
+    with db.checkout("main"):
+        for statement in MOVES:
+            db.execute(statement)
+        after = rows(db)
+    for statement in STATEMENTS:
+        assert outcome(db, statement) == outcome(reference, statement), statement
+    db.checkout("main")
+    assert rows(db) == after
+    assert db.execute("INSERT INTO t (a) VALUES ('next') RETURNING id").scalar() > 202  # ids come from one sequence
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_branch_may_have_any_name_that_git_allows(db: deeplake.Database, name: str) -> None:
+    tables(db)
+    before = rows(db)
+    db.branch(name)
+    db.execute("DELETE FROM t WHERE id > 1")
+    assert db.current_branch == name and len(rows(db)) == 1
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:  # other tools read a branch as a view
+        quoted = f"t@{name}".replace('"', '""')
+        assert other.execute(f'SELECT id FROM "{quoted}"').fetchall() == [(1,)]
+    other.close()
+    db.checkout("main")
+    assert rows(db) == before
+    with deeplake.connect(db.root, branch=name) as second:
+        assert second.execute("SELECT count(*) FROM t").scalar() == 1
+    db.rename_branch(name, "new")
+    with db.checkout("new"):
+        assert len(rows(db)) == 1
+    assert db.current_branch == "main"
+    db.delete_branch("new")
+    assert [b.name for b in db.branches()] == ["main"]
+    with pytest.raises(errors.NotFoundError):
+        db.checkout("new")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "-a", "a..b", "a.lock", "/a", "a/", "a//b", "@", "a~1", "a\n", ".a", "x/.y"]
+)
+def test_a_name_that_git_forbids_is_refused(db: deeplake.Database, name: str) -> None:
+    with pytest.raises(errors.InputError):
+        db.branch(name)
+    assert len(db.branches()) == 1
+
+
+def test_two_handles_work_on_two_branches_of_one_store(db: deeplake.Database) -> None:
+    tables(db)
+    db.branch("a")
+    with deeplake.connect(db.root) as other:
+        other.branch("b")
+        for i in range(10):
+            db.execute("INSERT INTO t (a, b) VALUES (%s, %s)", [f"a{i}", 1000 + i])
+            other.execute("UPDATE t SET a = a || %s WHERE id = 1", [str(i)])
+            with deeplake.connect(db.root) as third:
+                third.execute("UPDATE t SET c = c + 1 WHERE id = 2")
+            assert len(rows(db)) == 6 + i and rows(db)[1][3] == 2
+            assert rows(other)[0][1] == "one" + "".join(map(str, range(i + 1))) and rows(other)[1][3] == 2
+        with db.checkout("main"):
+            assert rows(db)[1][3] == 12 and len(rows(db)) == 5
+        other.delete_branch("a") if other.current_branch == "x" else None
+        other.checkout("main")
+        other.delete_branch("b")
+        with pytest.raises(errors.NotFoundError):
+            other.checkout("b")
+
+
+def test_a_handle_on_a_branch_that_was_deleted_says_so(db: deeplake.Database) -> None:
+    tables(db)
+    db.branch("a")
+    db.execute("DELETE FROM t")
+    with deeplake.connect(db.root) as other:
+        other.delete_branch("a")
+    with pytest.raises(errors.NotFoundError, match="deleted"):
+        rows(db)
+    with pytest.raises(errors.NotFoundError, match="deleted"):
+        db.execute("INSERT INTO t (a) VALUES ('x')")
+    db.checkout("main")
+    assert len(rows(db)) == 5
+
+
+def test_rolled_back_work_leaves_neither_rows_nor_branch(db: deeplake.Database) -> None:
+    tables(db)
+    before = rows(db)
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        db.branch("gone")
+        db.execute("DELETE FROM t")
+        1 / 0  # noqa: B018
+    assert db.current_branch == "main" and rows(db) == before and len(db.branches()) == 1
+    db.branch("kept")
+    db.execute("UPDATE t SET a = 'k' WHERE id = 1")
+    inside = rows(db)
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        db.execute("DELETE FROM t WHERE id < 3")
+        with pytest.raises(errors.ConstraintError):
+            db.execute("INSERT INTO t (id, a) VALUES (4, 'x')")
+        assert len(rows(db)) == 3
+        1 / 0  # noqa: B018
+    assert rows(db) == inside
+    with db.checkout("main"):
+        assert rows(db) == before
+
+
+def test_every_point_of_history_can_be_read_again(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v INTEGER)")
+    db.execute("CREATE TABLE pair (a TEXT, b INTEGER, v INTEGER, PRIMARY KEY (a, b))")
+    dice, seen = random.Random(5), []
+    names = ["main"]
+    for step in range(120):
+        name = dice.choice(names)
+        db.checkout(name)
+        if dice.random() < 0.08 and len(names) < 5:
+            names.append(f"b{step}")
+            db.branch(names[-1])
+        k, v = dice.randrange(8), dice.randrange(1000)
+        for sql in ("INSERT INTO t VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v",):
+            db.execute(sql, [k, v])
+        upsert = "INSERT INTO pair VALUES (%s, %s, %s) ON CONFLICT (a, b) DO UPDATE SET v = excluded.v"
+        db.execute(upsert, ["xy"[k % 2], k % 3, v])
+        if dice.random() < 0.3:
+            db.execute("DELETE FROM t WHERE id = %s", [dice.randrange(8)])
+            with suppress(errors.ConstraintError):
+                db.execute("UPDATE pair SET b = b + 10 WHERE b = %s", [dice.randrange(20)])
+        state = rows(db), rows(db, "SELECT * FROM pair ORDER BY a, b")
+        seen.append((db.log(limit=1)[0].id, state))
+        for other in names:  # two handles' worth of switching: no branch sees another's work
+            db.checkout(other)
+            last = next(
+                (s for (_, s), n in zip(reversed(seen), reversed(owners(db, seen)), strict=True) if n == other), None
+            )
+            if last is not None:
+                assert (rows(db), rows(db, "SELECT * FROM pair ORDER BY a, b")) == last, (step, other)
+    for commit, (t, pair) in dice.sample(seen, 25):
+        with db.at(commit) as then:
+            assert rows(then) == t and rows(then, "SELECT * FROM pair ORDER BY a, b") == pair
+            with pytest.raises(errors.StoreError):
+                then.execute("DELETE FROM t")
+
+
+def owners(db: deeplake.Database, seen: list[tuple[str, Any]]) -> list[str]:
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+        found = dict(other.execute("SELECT c.id, b.name FROM _dl_commits c JOIN _dl_branches b ON b.id = c.branch"))
+    other.close()
+    return [found[commit] for commit, _ in seen]
+
+
+def test_tags_name_points_on_any_branch(db: deeplake.Database) -> None:
+    tables(db)
+    db.tag("v1")
+    db.branch("x")
+    db.execute("DELETE FROM t WHERE id > 2")
+    db.tag("x1", message="two left")
+    db.execute("DELETE FROM t")
+    assert [(t.name, t.branch, t.message) for t in db.tags()] == [("v1", "main", None), ("x1", "x", "two left")]
+    with db.at("x1") as then, db.at("v1") as first:
+        assert [r[0] for r in rows(then)] == [1, 2] and len(rows(first)) == 5
+    db.branch("from-tag", from_="x1")
+    assert [r[0] for r in rows(db)] == [1, 2]
+    db.execute("INSERT INTO t (a) VALUES ('more')")
+    assert len(rows(db)) == 3
+    db.checkout("x")
+    assert rows(db) == []
+    db.untag("x1")
+    with pytest.raises(errors.NotFoundError):
+        db.at("x1")
+    with pytest.raises(errors.InputError):
+        db.branch("v1")
+
+
+def test_the_log_tells_who_did_what(db: deeplake.Database) -> None:
+    tables(db)
+    db.branch("x")
+    with db.transaction("clean up"):
+        db.execute("DELETE FROM t WHERE id > 3")
+        db.execute("UPDATE t SET a = 'u' WHERE id = 1")
+        db.execute("INSERT INTO t (a) VALUES ('n'), ('m')")
+    found = db.log()[0]
+    assert (found.message, found.branch) == ("clean up", "x") and found.author
+    counts = found.changes["t"]
+    assert (counts.added, counts.changed, counts.removed) == (2, 1, 2)
+    named = db.commit("a word")
+    assert named.message == "a word" and db.log(limit=1)[0].id == named.id
+    assert db.log("main")[0].changes["t"].added == 5
