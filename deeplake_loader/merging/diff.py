@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deeplake_loader.branches import Point
     from deeplake_loader.catalog import Catalog
-    from deeplake_loader.rows import Source
+    from deeplake_loader.rows import Row, Source
     from deeplake_loader.types import Table
 
 Kind = Literal["added", "changed", "removed"]
@@ -58,13 +58,9 @@ class Columns:
     def rows(self, records: list[tuple[Any, ...]]) -> RowSet:
         return RowSet(self.names, self._types, records, source=self._source)
 
-    def row(self, record: Sequence[Any], present: bool) -> dict[str, Any] | None:
-        """The row as a dict, or None when there is none."""
-        return self.rows([tuple(record)])[0]._asdict() if present else None
-
-    def key(self, record: Sequence[Any]) -> Any:
-        values = self.rows([tuple(record)])[0]
-        return values[self._key[0]] if len(self._key) == 1 else tuple(values[i] for i in self._key)
+    def key(self, row: Row) -> Any:
+        """The primary key: a value, or a tuple where it has several columns."""
+        return row[self._key[0]] if len(self._key) == 1 else tuple(row[i] for i in self._key)
 
 
 class TableDiff:
@@ -77,16 +73,15 @@ class TableDiff:
         return len(self._records)
 
     def __iter__(self) -> Iterator[Change]:
-        for record in self._records:
-            before, after = record[2 : 2 + self._width], record[2 + self._width :]
+        name, key = self.columns.table.name, self.columns.key
+        for record, before, after in zip(self._records, self._rows(2), self._rows(2 + self._width), strict=True):
             had, has = record[0] == PRESENT, record[1] == PRESENT
-            yield Change(
-                self.columns.table.name,
-                self.columns.key(after if has else before),
-                _kind(had, has),
-                self.columns.row(before, had),
-                self.columns.row(after, has),
-            )
+            old, new = before._asdict() if had else None, after._asdict() if has else None
+            yield Change(name, key(before), _kind(had, has), old, new)
+
+    def _rows(self, start: int) -> RowSet:
+        """The rows of one side; absent ones hold nothing but their key."""
+        return self.columns.rows([r[start : start + self._width] for r in self._records])
 
     def counts(self) -> Counts:
         found = Counter(_kind(r[0] == PRESENT, r[1] == PRESENT) for r in self._records)
@@ -102,7 +97,7 @@ class TableDiff:
     def _side(self, start: int, state: int) -> pa.Array:
         import pyarrow as pa
 
-        found = self.columns.rows([r[start : start + self._width] for r in self._records]).to_arrow()
+        found = self._rows(start).to_arrow()
         missing = pa.array([r[state] != PRESENT for r in self._records], pa.bool_())
         arrays = [column.combine_chunks() for column in found.columns]
         return pa.StructArray.from_arrays(arrays, names=list(self.columns.names), mask=missing)

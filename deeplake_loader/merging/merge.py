@@ -272,12 +272,13 @@ class _Run:
             f"FROM {part.choices} v {images.join('v', part.base, 'b')} {images.join('v', part.ours, 'o')} "
             f"{images.join('v', part.theirs, 't')} WHERE {where} ORDER BY {images.keys_of('v')}"
         )
+        rows = [columns.rows([r[3 + i * width : 3 + (i + 1) * width] for r in records]) for i in range(3)]
         found = []
-        for record in records:
-            rows = [record[3 + i * width : 3 + (i + 1) * width] for i in range(3)]
-            base, ours, theirs = (columns.row(row, record[i] == PRESENT) for i, row in enumerate(rows))
-            key = columns.key(rows[1])
-            found.append(Conflict(images.table.name, key, base, ours, theirs, reason))
+        for record, *images_of_row in zip(records, *rows, strict=True):
+            base, ours, theirs = (
+                row._asdict() if state == PRESENT else None for state, row in zip(record, images_of_row, strict=False)
+            )
+            found.append(Conflict(images.table.name, columns.key(images_of_row[1]), base, ours, theirs, reason))
         return found
 
     def _raise_conflicts(self) -> None:
