@@ -163,8 +163,9 @@ class _Run:
         if source in graph.ancestors(target):
             return MergeResult()
         parts = [p for t in self._tables() if (p := self._decide(t, here, there, graph, target, source)) is not None]
-        moves = self._theirs.id == MAIN
-        result = self._settle(parts, there.seq if moves else None)
+        if not parts and target in graph.ancestors(source):
+            return MergeResult()  # the source only took in what the target has
+        result = self._settle(parts, there.seq if self._theirs.id == MAIN else None)
         self._branches.add_node(Point(self._ours.id, self._catalog.head() + 1), target, source)
         return result
 
