@@ -20,14 +20,15 @@ from deeplake_loader.batches import Batch, batches, known_length
 from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.checkout import BranchVerbs
-from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError, UnsupportedSQLError
+from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
+from deeplake_loader.schema import Schema
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Bind, FastPath, Plan
-from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
+from deeplake_loader.types import Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.views import Views
 from deeplake_loader.writing import Bound, Validate, Writer
@@ -113,7 +114,7 @@ class Database(BranchVerbs, MergingVerbs):
         self._catalog = catalog
         self._shards, self._vectors = Shards(catalog), Vectors(catalog)
         self._views = Views(catalog)
-        self._overlays = BranchWriter(catalog, self._views)
+        self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views)
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
         self._plans: dict[tuple[str, int], Plan] = {}
         catalog.add_hook(self._vectors.register)
@@ -281,62 +282,8 @@ class Database(BranchVerbs, MergingVerbs):
 
     def _define(self, plan: Plan, sql: str) -> RowSet:
         with self._catalog.transaction():
-            self._views.clear()
-            if not (plan.missing_ok and self._is_settled(plan)):
-                self._change_schema(plan, sql)
+            self._schema.change(plan, sql)
         return RowSet((), (), [], rowcount=0, returns_rows=False)
-
-    def _is_settled(self, plan: Plan) -> bool:
-        """IF EXISTS and IF NOT EXISTS: nothing is left to do for this table."""
-        exists = plan.target in self._catalog.tables()
-        return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
-
-    def _change_schema(self, plan: Plan, sql: str) -> None:
-        table = plan.target or ""
-        indexed = self._indexed_table(table) if plan.kind == "drop_index" else None
-        known = self._catalog.tables().get(table)
-        if plan.kind == "alter_table" and known is not None:
-            history.drop_triggers(self._catalog, table)
-            self._index_vectors("DROP INDEX IF EXISTS {index}", known)
-        self._catalog.execute(plan.sql, user_sql=sql)
-        if plan.kind == "create_table" and plan.definition is not None:
-            history.install(self._catalog, table)
-            self._catalog.put_table(plan.definition, sql)
-            self._index_vectors("CREATE INDEX {index} ON {table} ({column})", plan.definition)
-        elif plan.kind == "drop_table":
-            history.drop(self._catalog, table)
-            self._catalog.drop_table(table)
-        elif plan.kind == "alter_table" and plan.definition is not None:
-            self._altered(plan, plan.definition, sql)
-        elif plan.kind == "create_index":
-            indexed = self._indexed_table(table)
-        if indexed is not None:  # the log's guards know the table's unique indexes
-            history.rebuild(self._catalog, indexed)
-
-    def _indexed_table(self, index: str) -> str | None:
-        row = self._catalog.fetchone("SELECT tbl_name FROM sqlite_master WHERE type = 'index' AND name = ?", (index,))
-        return None if row is None else str(row[0])
-
-    def _altered(self, plan: Plan, definition: Table, sql: str) -> None:
-        if definition.name != plan.target:
-            raise UnsupportedSQLError(
-                "ALTER TABLE ... RENAME TO is not supported: shards and logs carry the name", sql=sql
-            )
-        for old, new in plan.renames:
-            history.rename_column(self._catalog, definition.name, old, new)
-        history.rebuild(self._catalog, definition.name)
-        self._catalog.put_table(definition, sql)
-        self._index_vectors("CREATE INDEX {index} ON {table} ({column})", definition)
-
-    def _index_vectors(self, statement: str, table: Table) -> None:
-        """An index on every vector column: the fast path's last statement finds its winners by address."""
-        for column in table.vectors:
-            names = {
-                "index": f"{RESERVED_PREFIX}{table.name}_{column.name}",
-                "table": table.name,
-                "column": column.name,
-            }
-            self._catalog.execute(statement.format(**{k: quote_identifier(v) for k, v in names.items()}))
 
     # -- bulk ------------------------------------------------------------------------------------------------------
 

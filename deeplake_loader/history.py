@@ -164,6 +164,32 @@ def read_shape(catalog: Catalog, table: str) -> Shape:
     return Shape(table, columns, (tuple(Term(c.name, quote_identifier(c.name), c.collation) for c in key), *uniques))
 
 
+def unique_terms(catalog: Catalog, table: str, index: str) -> tuple[list[Term], str | None] | None:
+    """The terms of a unique index and the condition of a partial one; None where the index is not unique."""
+    rows = catalog.fetchall(f"PRAGMA main.index_list({quote_identifier(table)})")
+    if not any(row[1] == index and row[2] for row in rows):
+        return None
+    query = "SELECT sql FROM main.sqlite_master WHERE type = 'index' AND name = ?"
+    statement = catalog.fetchone(query, (index,))[0]
+    return _index_terms(catalog, index), _predicate(statement)
+
+
+def _predicate(statement: str) -> str | None:
+    """The WHERE of a CREATE INDEX statement."""
+    depth, quote = 0, ""
+    for i, c in enumerate(statement):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"`":
+            quote = c
+        else:
+            depth += (c == "(") - (c == ")")
+            if depth == 0 and c == ")":
+                rest = statement[i + 1 :].strip()
+                return rest[5:] if rest[:5].upper() == "WHERE" else None
+    return None
+
+
 def _index_terms(catalog: Catalog, index: str) -> list[Term]:
     """The terms an index compares: columns by name, expressions by their text in the CREATE INDEX statement."""
     rows = [r for r in catalog.execute(f"PRAGMA main.index_xinfo({quote_identifier(index)})") if r[5]]

@@ -132,18 +132,11 @@ def create_overlay(catalog: Catalog, branch: int, table: str) -> None:
 
 def _create_table(catalog: Catalog, branch: int, table: str) -> None:
     overlay, shadow = overlay_name(branch, table), shadow_name(branch, table)
-    query = (
-        "SELECT type, name, sql FROM main.sqlite_master WHERE tbl_name = ? AND type IN ('table', 'index') "
-        "AND sql IS NOT NULL ORDER BY type DESC, name"
-    )
-    found = catalog.fetchall(query, (table,))
-    if not found:
+    row = catalog.fetchone("SELECT sql FROM main.sqlite_master WHERE type = 'table' AND name = ?", (table,))
+    if row is None:
         raise NotFoundError(f"there is no table {table!r}")
-    for kind, name, sql in found:
-        if kind == "table":
-            catalog.execute(copied_table(sql, table, overlay))
-        else:
-            catalog.execute(copied_index(sql, f"{RESERVED_PREFIX}b{branch}_{name}", overlay, schema="main"))
+    catalog.execute(copied_table(row[0], table, overlay))
+    copy_indexes(catalog, branch, table)
     shape = history.read_shape(catalog, table)
     keys = ", ".join(
         f"{quote_identifier(c.name)} {c.declared} NOT NULL COLLATE {c.collation}" for c in shape.columns if c.key
@@ -152,11 +145,20 @@ def _create_table(catalog: Catalog, branch: int, table: str) -> None:
         f"CREATE TABLE main.{quote_identifier(shadow)} (_dl_n INTEGER PRIMARY KEY, {keys}, _dl_seq INTEGER NOT NULL, "
         f"UNIQUE ({quote_identifiers(shape.key)}))"
     )
-    if "AUTOINCREMENT" in found[0][2].upper():
+    if "AUTOINCREMENT" in row[0].upper():
         for name in (table, overlay):
             sql = "INSERT INTO main.sqlite_sequence (name, seq) SELECT ?1, 0 WHERE NOT EXISTS "
             catalog.execute(f"{sql}(SELECT 1 FROM main.sqlite_sequence WHERE name = ?1)", (name,))
     catalog.execute("INSERT INTO _dl_overlays (branch, table_name) VALUES (?, ?)", (branch, table))
+
+
+def copy_indexes(catalog: Catalog, branch: int, table: str, *, only: str | None = None) -> None:
+    """Give the overlay the table's indexes, or one of them."""
+    query = "SELECT name, sql FROM main.sqlite_master WHERE tbl_name = ? AND type = 'index' AND sql IS NOT NULL"
+    for name, sql in catalog.fetchall(query, (table,)):
+        if only in (None, name):
+            index, overlay = f"{RESERVED_PREFIX}b{branch}_{name}", overlay_name(branch, table)
+            catalog.execute(copied_index(sql, index, overlay, schema="main"))
 
 
 def create_public_view(catalog: Catalog, branch: int, table: str, branch_name: str) -> None:

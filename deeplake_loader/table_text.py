@@ -33,16 +33,16 @@ def copied_table(sql: str, table: str, name: str, *, temporary: bool = False) ->
     return f"CREATE TABLE {where}.{quote_identifier(name)} ({body}){' ' + rest if rest else ''}"
 
 
-def copied_index(sql: str, name: str, table: str, *, schema: str) -> str:
-    """The CREATE INDEX of the same index on a copy.
+def copied_index(sql: str, name: str, table: str, *, schema: str, unique: bool = True) -> str:
+    """The CREATE INDEX of the same index on a copy, not unique where ``unique`` is false.
 
     >>> copied_index("CREATE UNIQUE INDEX i ON t (lower(a)) WHERE b > 0", "j", "copy", schema="main")
     'CREATE UNIQUE INDEX main."j" ON "copy" (lower(a)) WHERE b > 0'
     """
     tokens = list(_tokens(sql))
     start = tokens.index(_Token("("))
-    unique = "UNIQUE " if tokens[1].upper() == "UNIQUE" else ""
-    head = f"CREATE {unique}INDEX {schema}.{quote_identifier(name)} ON {quote_identifier(table)}"
+    kind = "UNIQUE " if unique and tokens[1].upper() == "UNIQUE" else ""
+    head = f"CREATE {kind}INDEX {schema}.{quote_identifier(name)} ON {quote_identifier(table)}"
     return f"{head} {_joined(tokens[start:])}"
 
 
@@ -51,6 +51,16 @@ class _Token(str):
 
     __slots__ = ("before",)
     before: str
+
+
+def copied_alter(sql: str, name: str) -> str:
+    """The same ALTER TABLE for a copy.
+
+    >>> copied_alter("ALTER TABLE t ADD COLUMN p INT REFERENCES q", "copy")
+    'ALTER TABLE main."copy" ADD COLUMN p INT'
+    """
+    rest = _without_references(list(_tokens(sql))[3:])
+    return f"ALTER TABLE main.{quote_identifier(name)} {_joined(rest)}"
 
 
 def _tokens(sql: str) -> Iterator[_Token]:

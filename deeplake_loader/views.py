@@ -237,7 +237,7 @@ class Views(Participant):
                 self._catalog.execute(copied_table(sql, table, layer.images_name, temporary=True))
             else:
                 index = f"{layer.images_name}_{name}"
-                self._catalog.execute(copied_index(sql, index, layer.images_name, schema="temp"))
+                self._catalog.execute(copied_index(sql, index, layer.images_name, schema="temp", unique=False))
 
     def _make_views(self, view: View, base: Layer) -> None:
         columns = self._columns(view.table)

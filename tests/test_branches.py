@@ -287,3 +287,76 @@ def test_the_log_tells_who_did_what(db: deeplake.Database) -> None:
     named = db.commit("a word")
     assert named.message == "a word" and db.log(limit=1)[0].id == named.id
     assert db.log("main")[0].changes["t"].added == 5
+
+
+# -- tables that change ------------------------------------------------------------------------------------------------
+
+
+def test_added_and_renamed_columns_appear_on_every_branch(db: deeplake.Database) -> None:
+    tables(db)
+    db.tag("before")
+    for name in ("a", "b"):
+        db.checkout("main")
+        db.branch(name)
+    db.execute("UPDATE t SET c = 50 WHERE id = 2")
+    db.checkout("main")
+    db.execute("UPDATE t SET c = 60 WHERE id = 2")
+    db.execute("ALTER TABLE t ADD COLUMN e INTEGER NOT NULL DEFAULT 5 CHECK (e < 9)")
+    db.execute("ALTER TABLE t RENAME COLUMN a TO name")
+    db.execute("ALTER TABLE t RENAME COLUMN id TO key")
+    for branch, c in (("main", 60), ("a", 2), ("b", 50)):
+        db.checkout(branch)
+        assert rows(db, "SELECT key, name, c, e FROM t WHERE key = 2") == [(2, "two", c, 5)]
+        db.execute("UPDATE t SET e = 8 WHERE key IN (1, 2)")
+        with pytest.raises(errors.ConstraintError):
+            db.execute("UPDATE t SET e = 9")
+        db.execute("INSERT INTO t (name, c) VALUES ('new', 0)")
+        assert rows(db, "SELECT count(*), sum(e) FROM t") == [(6, 36)]
+    with db.at("before") as then:
+        assert rows(then, "SELECT key, name, c, e FROM t WHERE key = 2") == [(2, "two", 2, 5)]
+
+
+def test_what_would_lose_a_branchs_data_is_refused_by_name(db: deeplake.Database) -> None:
+    tables(db)
+    db.execute("CREATE TABLE other (id BIGINT PRIMARY KEY, x TEXT)")
+    db.branch("holder")
+    db.execute("UPDATE t SET c = 50 WHERE id = 2")
+    db.execute("INSERT INTO other (x) VALUES (NULL)")
+    db.checkout("main")
+    for statement in ("DROP TABLE t", "ALTER TABLE t DROP COLUMN d", "DROP TABLE src", "DROP TABLE other"):
+        with pytest.raises(errors.InputError, match="'holder'"):
+            db.execute(statement)
+    db.execute("ALTER TABLE other DROP COLUMN x")
+    with db.checkout("holder"):
+        assert rows(db, "SELECT * FROM other") == [(1,)]
+    db.delete_branch("holder")
+    db.tag("kept")
+    with pytest.raises(errors.InputError, match="'kept'"):
+        db.execute("DROP TABLE t")
+    db.untag("kept")
+    db.execute("ALTER TABLE t DROP COLUMN d")
+    for table in ("t", "src", "other"):
+        db.execute(f"DROP TABLE {table}")
+    db.branch("after")
+    tables(db)
+    assert len(rows(db)) == 5
+
+
+def test_a_unique_index_holds_on_every_branch_or_is_not_made(db: deeplake.Database) -> None:
+    tables(db)
+    db.branch("x")
+    db.execute("UPDATE t SET d = id")
+    db.execute("INSERT INTO t (a, d) VALUES ('same', 1)")
+    db.checkout("main")
+    db.execute("UPDATE t SET d = 10 * id")
+    with pytest.raises(errors.ConstraintError, match="'x'"):
+        db.execute("CREATE UNIQUE INDEX u ON t (d)")
+    with db.checkout("x"):
+        db.execute("DELETE FROM t WHERE a = 'same'")
+    db.execute("CREATE UNIQUE INDEX u ON t (d)")
+    db.checkout("x")
+    with pytest.raises(errors.ConstraintError):
+        db.execute("INSERT INTO t (a, d) VALUES ('same', 1)")
+    db.execute("INSERT INTO t (a, d) VALUES ('other', 10)")
+    db.execute("DROP INDEX u")
+    db.execute("INSERT INTO t (a, d) VALUES ('same', 1)")

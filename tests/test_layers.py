@@ -45,6 +45,7 @@ RANKS = {
     "stream": 6,
     "merging": 8,
     "checkout": 9,
+    "schema": 8,
     "database": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}

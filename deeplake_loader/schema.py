@@ -1,0 +1,215 @@
+"""Changes of tables, for main and every branch in one transaction.
+
+The schema belongs to the store. What adds something appears everywhere; what would take rows or values from a branch
+or a tag is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deeplake_loader import history
+from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
+from deeplake_loader.catalog import Catalog
+from deeplake_loader.errors import ConstraintError, InputError, UnsupportedSQLError
+from deeplake_loader.overlays import copy_indexes, create_public_view, drop_public_views
+from deeplake_loader.sql.plan import Plan
+from deeplake_loader.states import select_sql
+from deeplake_loader.table_text import copied_alter
+from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
+from deeplake_loader.views import Views
+
+
+class Schema:
+    """Runs CREATE, ALTER and DROP for one handle."""
+
+    def __init__(self, catalog: Catalog, views: Views) -> None:
+        self._catalog, self._views, self._branches = catalog, views, Branches(catalog)
+
+    def change(self, plan: Plan, sql: str) -> None:
+        """Run a compiled definition (caller's transaction)."""
+        self._views.clear()  # SQLite would take the view for the table
+        if plan.missing_ok and self._is_settled(plan):
+            return
+        run = {
+            "create_table": self._create_table, "drop_table": self._drop_table, "alter_table": self._alter,
+            "create_index": self._create_index, "drop_index": self._drop_index,
+        }[plan.kind]  # fmt: skip
+        run(plan, sql)
+
+    def _is_settled(self, plan: Plan) -> bool:
+        """IF EXISTS and IF NOT EXISTS: nothing is left to do."""
+        if plan.kind in ("create_index", "drop_index"):
+            return (self._indexed_table(plan.target or "") is not None) == (plan.kind == "create_index")
+        exists = plan.target in self._catalog.tables()
+        return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
+
+    # -- tables ----------------------------------------------------------------------------------------------------
+
+    def _create_table(self, plan: Plan, sql: str) -> None:
+        self._catalog.execute(plan.sql, user_sql=sql)
+        assert plan.definition is not None
+        history.install(self._catalog, plan.definition.name)
+        self._catalog.put_table(plan.definition, sql)
+        self._index_vectors("CREATE INDEX {index} ON {table} ({column})", plan.definition)
+
+    def _drop_table(self, plan: Plan, sql: str) -> None:
+        table = plan.target or ""
+        self._refuse_loss(table, "1", f"the rows of {table!r}", "drop the table")
+        with self._public_views_aside(table):
+            for branch in self._holders(table):
+                for name in (overlay_name(branch, table), shadow_name(branch, table)):
+                    self._catalog.execute(f"DROP TABLE main.{quote_identifier(name)}")
+                history.drop(self._catalog, overlay_name(branch, table))
+            self._catalog.execute("DELETE FROM _dl_overlays WHERE table_name = ?", (table,))
+            self._catalog.execute(plan.sql, user_sql=sql)
+            history.drop(self._catalog, table)
+            self._catalog.drop_table(table)
+
+    def _alter(self, plan: Plan, sql: str) -> None:
+        table, after = plan.target or "", plan.definition
+        before = self._catalog.tables()[table]
+        if after is None or after.name != table:
+            raise UnsupportedSQLError(
+                "ALTER TABLE ... RENAME TO is not supported: shards and logs carry the name", sql=sql
+            )
+        for column in before.columns if len(after.columns) < len(before.columns) else ():
+            if after.column(column.name) is None:
+                given = f"{quote_identifier(column.name)} IS NOT NULL"
+                self._refuse_loss(table, given, f"values of {column.name!r}", "drop the column")
+        with self._public_views_aside(table):
+            self._index_vectors("DROP INDEX IF EXISTS {index}", before)
+            self._alter_copies(plan, table)
+            history.drop_triggers(self._catalog, table)
+            self._catalog.execute(plan.sql, user_sql=sql)
+            self._rebuild(plan, table)
+            self._catalog.put_table(after, sql)
+            self._index_vectors("CREATE INDEX {index} ON {table} ({column})", after)
+            for branch in self._holders(table):
+                copy_indexes(self._catalog, branch, table)
+
+    def _alter_copies(self, plan: Plan, table: str) -> None:
+        for branch in self._holders(table):
+            overlay = overlay_name(branch, table)
+            for index in self._indexes(overlay):
+                self._catalog.execute(f"DROP INDEX main.{quote_identifier(index)}")
+            history.drop_triggers(self._catalog, overlay)
+            self._catalog.execute(copied_alter(plan.sql, overlay))
+            shadow = shadow_name(branch, table)
+            keys = {row[1] for row in self._catalog.execute(f"PRAGMA main.table_info({quote_identifier(shadow)})")}
+            for old, new in plan.renames:
+                if old in keys:
+                    names = f"{quote_identifier(old)} TO {quote_identifier(new)}"
+                    self._catalog.execute(f"ALTER TABLE main.{quote_identifier(shadow)} RENAME COLUMN {names}")
+            self._rebuild(plan, overlay)
+
+    def _rebuild(self, plan: Plan, real: str) -> None:
+        for old, new in plan.renames:
+            history.rename_column(self._catalog, real, old, new)
+        history.rebuild(self._catalog, real)
+
+    def _index_vectors(self, statement: str, table: Table) -> None:
+        """An index on every vector column: the fast path's last statement finds its winners by address."""
+        for column in table.vectors:
+            names = {
+                "index": f"{RESERVED_PREFIX}{table.name}_{column.name}",
+                "table": table.name,
+                "column": column.name,
+            }
+            self._catalog.execute(statement.format(**{k: quote_identifier(v) for k, v in names.items()}))
+
+    # -- indexes ---------------------------------------------------------------------------------------------------
+
+    def _create_index(self, plan: Plan, sql: str) -> None:
+        self._catalog.execute(plan.sql, user_sql=sql)
+        table = self._indexed_table(plan.target or "") or ""
+        for branch in self._live():
+            self._refuse_duplicates(plan.target or "", table, branch)
+        for number in self._holders(table):
+            copy_indexes(self._catalog, number, table, only=plan.target)
+            history.rebuild(self._catalog, overlay_name(number, table))
+        history.rebuild(self._catalog, table)  # the log's guards know the table's unique indexes
+
+    def _refuse_duplicates(self, index: str, table: str, branch: Branch) -> None:
+        """A unique index holds on every branch or is not made."""
+        found = history.unique_terms(self._catalog, table, index)
+        if found is None:
+            return
+        terms, predicate = found
+        rows, params = select_sql(self._catalog, table, self._branches.present(branch.id))
+        listed = ", ".join(t.stored() for t in terms)
+        where = " AND ".join([f"({t.stored()}) IS NOT NULL" for t in terms] + ([f"({predicate})"] if predicate else []))
+        query = f"SELECT 1 FROM ({rows}) WHERE {where} GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
+        if self._catalog.fetchone(query, params):
+            raise ConstraintError(
+                f"the unique index {index!r} cannot be made: on branch {branch.name!r} rows of {table!r} have equal "
+                "values; change them there, or delete the branch",
+                constraint="UNIQUE",
+                table=table,
+            )
+
+    def _drop_index(self, plan: Plan, sql: str) -> None:
+        index = plan.target or ""
+        table = self._indexed_table(index)
+        self._catalog.execute(plan.sql, user_sql=sql)
+        if table is None:
+            return
+        for branch in self._holders(table):
+            self._catalog.execute(
+                f"DROP INDEX IF EXISTS main.{quote_identifier(f'{RESERVED_PREFIX}b{branch}_{index}')}"
+            )
+            history.rebuild(self._catalog, overlay_name(branch, table))
+        history.rebuild(self._catalog, table)
+
+    def _indexed_table(self, index: str) -> str | None:
+        query = "SELECT tbl_name FROM main.sqlite_master WHERE type = 'index' AND name = ?"
+        row = self._catalog.fetchone(query, (index,))
+        return None if row is None else str(row[0])
+
+    def _indexes(self, real: str) -> list[str]:
+        query = "SELECT name FROM main.sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL"
+        return [name for (name,) in self._catalog.fetchall(query, (real,))]
+
+    # -- branches --------------------------------------------------------------------------------------------------
+
+    def _live(self) -> list[Branch]:
+        return [branch for branch in self._branches.all() if branch.id != MAIN]
+
+    def _holders(self, table: str) -> list[int]:
+        """Every branch with an overlay of the table, deleted ones whose rows are kept included."""
+        rows = self._catalog.fetchall("SELECT branch FROM _dl_overlays WHERE table_name = ? ORDER BY branch", (table,))
+        return [branch for (branch,) in rows]
+
+    def _public_views_aside(self, table: str) -> _ViewsAside:
+        live = [branch for branch in self._live() if branch.id in self._holders(table)]
+        return _ViewsAside(self._catalog, table, live)
+
+    def _refuse_loss(self, table: str, condition: str, what: str, deed: str) -> None:
+        for kind, name, point in self._points():
+            rows, params = select_sql(self._catalog, table, point)
+            if self._catalog.fetchone(f"SELECT 1 FROM ({rows}) WHERE {condition} LIMIT 1", params):
+                remedy = "delete the branch" if kind == "branch" else "untag it"
+                raise InputError(f"{kind} {name!r} still holds {what}: {remedy} first, then {deed}")
+
+    def _points(self) -> Iterator[tuple[str, str, Point]]:
+        for branch in self._live():
+            yield "branch", branch.name, self._branches.present(branch.id)
+        for tag in self._branches.tags():
+            yield "tag", tag.name, self._branches.resolve(tag.name)
+
+
+class _ViewsAside:
+    """The public views of a table are away for the length of the block: SQLite checks them against every change."""
+
+    def __init__(self, catalog: Catalog, table: str, branches: list[Branch]) -> None:
+        self._catalog, self._table, self._holders = catalog, table, branches
+
+    def __enter__(self) -> None:
+        for branch in self._holders:
+            drop_public_views(self._catalog, branch)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for branch in self._holders:
+                for table in Branches(self._catalog).overlays(branch.id):
+                    create_public_view(self._catalog, branch.id, table, branch.name)
