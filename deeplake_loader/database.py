@@ -23,6 +23,7 @@ from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
+from deeplake_loader.references import References
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.schema import Schema
 from deeplake_loader.shards import Shards
@@ -115,6 +116,7 @@ class Database(BranchVerbs, MergingVerbs):
         self._shards, self._vectors = Shards(catalog), Vectors(catalog)
         self._views = Views(catalog)
         self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views)
+        self._references = References(catalog, self._views, self._overlays)
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
         self._plans: dict[tuple[str, int], Plan] = {}
         catalog.add_hook(self._vectors.register)
@@ -262,6 +264,7 @@ class Database(BranchVerbs, MergingVerbs):
         lastrowid = cursor.lastrowid if plan.kind == "insert" and rowcount == 1 else None
         if not self._views.on_main:
             self._overlays.after(plan)
+            self._references.settle(plan.target or "")
         self._writer.finish(bound, plan, rowcount=rowcount, lastrowid=lastrowid)
         return records, rowcount, lastrowid
 
@@ -326,6 +329,7 @@ class Database(BranchVerbs, MergingVerbs):
             self._catalog.execute("UPDATE _dl_head SET bulk = 0")
         if real != table.name:
             self._overlays.return_ids(table.name)
+            self._references.settle(table.name)
 
     def _last_rowid(self, table: Table, real: str) -> int:
         """The highest rowid in use or ever used, on main or the branch, so that new ids follow it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from deeplake_loader.types import quote_identifier
 
@@ -31,6 +32,30 @@ def copied_table(sql: str, table: str, name: str, *, temporary: bool = False) ->
     body, rest = ", ".join(map(_joined, kept)), _joined(tokens[end + 1 :])
     where = "temp" if temporary else "main"
     return f"CREATE TABLE {where}.{quote_identifier(name)} ({body}){' ' + rest if rest else ''}"
+
+
+def deferred_columns(sql: str) -> set[tuple[str, ...]]:
+    """The columns, in lower case, of each foreign key of a CREATE TABLE that is checked at the transaction's end.
+
+    >>> deferred_columns("CREATE TABLE t (a INT REFERENCES p DEFERRABLE INITIALLY DEFERRED, b INT REFERENCES p)")
+    {('a',)}
+    """
+    tokens = list(_tokens(sql))
+    parts, _ = _definitions(tokens, tokens.index(_Token("(")))
+    found = set()
+    for part in parts:
+        words = [token.upper() for token in part]
+        if "REFERENCES" in words and ("INITIALLY", "DEFERRED") in pairwise(words):
+            start = words.index("KEY") + 2 if _is_foreign_key(part) else 0
+            end = part.index(_Token(")")) if start else 1
+            found.add(tuple(_unquoted(token).lower() for token in part[start:end] if token != ","))
+    return found
+
+
+def _unquoted(token: str) -> str:
+    if token[0] in '"`':
+        return token[1:-1].replace(token[0] * 2, token[0])
+    return token[1:-1] if token[0] == "[" else token
 
 
 def copied_index(sql: str, name: str, table: str, *, schema: str, unique: bool = True) -> str:

@@ -14,7 +14,7 @@ At a fixed point the branch's own rows are read as of that point by the same mea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -98,6 +98,7 @@ class Views(Participant):
         self._seq = 0
         self._committed = self._shown()
         self._views: dict[str, View] = {}
+        self._watcher: Callable[[str, str], None] = lambda _table, _overlay: None
         catalog.participants.append(self)
 
     # -- what is shown ---------------------------------------------------------------------------------------------
@@ -139,6 +140,10 @@ class Views(Participant):
         finally:
             self.clear()
             self._set(*before)
+
+    def watch(self, watcher: Callable[[str, str], None]) -> None:
+        """Call ``watcher(table, overlay)`` whenever a table that the branch writes gets its view: to add triggers."""
+        self._watcher = watcher
 
     def refresh(self, tables: Iterable[str]) -> None:
         """Bring the views of these tables up to date, inside the transaction or snapshot that reads them."""
@@ -248,7 +253,9 @@ class Views(Participant):
             arms += view.own.arms(columns)
         elif view.overlay is not None:
             arms.append(f"SELECT {columns} FROM main.{quote_identifier(view.overlay)}")
-            self._make_triggers(view, base, view.overlay)
+            if not self._catalog.read_only:
+                self._make_triggers(view, base, view.overlay)
+                self._watcher(view.table, view.overlay)
         self._catalog.execute(f"CREATE TEMP VIEW {quote_identifier(view.table)} AS {' UNION ALL '.join(arms)}")
 
     def _columns(self, table: str) -> str:
@@ -261,8 +268,6 @@ class Views(Participant):
     def _make_triggers(self, view: View, base: Layer, overlay: str) -> None:
         """Before a row enters the overlay, main's rows that it could collide with are taken over, so that the user's
         own constraint decides."""
-        if self._catalog.read_only:
-            return
         shape, table = base.shape, view.table
         from_base = quote_identifier(base_name(table))
         clashes = [_clash(terms, shape) for terms in shape.uniques]
@@ -354,9 +359,9 @@ class Views(Participant):
         names = {quote_identifier(n): None for n in (table, base_name(table))}
         for name in names:
             self._catalog.execute(f"DROP VIEW IF EXISTS temp.{name}")
-        for event in ("insert", "update"):
-            trigger = quote_identifier(f"{RESERVED_PREFIX}up_{event}_{table}")
-            self._catalog.execute(f"DROP TRIGGER IF EXISTS temp.{trigger}")
+        query = "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+        for (name,) in self._catalog.fetchall(query, (overlay_name(self.branch, table),)):
+            self._catalog.execute(f"DROP TRIGGER temp.{quote_identifier(name)}")
         pattern = f"{RESERVED_PREFIX}%"
         query = "SELECT name FROM temp.sqlite_master WHERE type = 'table' AND name LIKE ?"
         reals = {table, *(overlay_name(b, table) for b in (self.branch,))}

@@ -24,6 +24,15 @@ def db(tmp_path: Path) -> Iterator[deeplake.Database]:
         yield database
 
 
+@pytest.fixture(params=["main", "branch", "branch of a branch"])
+def any_branch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[deeplake.Database]:
+    """An empty store whose handle is on main, on a branch, on a branch of a branch."""
+    with deeplake.connect(tmp_path / "store") as database:
+        for name in ([], ["a"], ["a", "a/b"])[("main", "branch", "branch of a branch").index(request.param)]:
+            database.branch(name)
+        yield database
+
+
 @pytest.fixture
 def sample_data() -> Path:
     """The folder of real media, or a skip where it is not there."""

@@ -360,3 +360,87 @@ def test_a_unique_index_holds_on_every_branch_or_is_not_made(db: deeplake.Databa
     db.execute("INSERT INTO t (a, d) VALUES ('other', 10)")
     db.execute("DROP INDEX u")
     db.execute("INSERT INTO t (a, d) VALUES ('same', 1)")
+
+
+# -- foreign keys ------------------------------------------------------------------------------------------------------
+
+FAMILY = [
+    "CREATE TABLE p (id BIGINT PRIMARY KEY, code TEXT UNIQUE)",
+    "CREATE TABLE strict (id BIGINT PRIMARY KEY, p BIGINT REFERENCES p (id))",
+    "CREATE TABLE follow (id BIGINT PRIMARY KEY, p BIGINT REFERENCES p (id) ON DELETE CASCADE ON UPDATE CASCADE)",
+    "CREATE TABLE leaf (id BIGINT PRIMARY KEY, f BIGINT NOT NULL REFERENCES follow (id) ON DELETE CASCADE)",
+    "CREATE TABLE blank (id BIGINT PRIMARY KEY, code TEXT DEFAULT 'c1' REFERENCES p (code) ON DELETE SET NULL "
+    "ON UPDATE SET DEFAULT)",
+    "CREATE TABLE late (id BIGINT PRIMARY KEY, p BIGINT REFERENCES p (id) DEFERRABLE INITIALLY DEFERRED)",
+    "CREATE TABLE tree (id BIGINT PRIMARY KEY, up BIGINT REFERENCES tree (id) ON DELETE CASCADE)",
+    "INSERT INTO p (id, code) VALUES (1, 'c1'), (2, 'c2'), (3, 'c3'), (4, 'c4'), (5, 'c5')",
+    "INSERT INTO strict (p) VALUES (1), (NULL)",
+    "INSERT INTO follow (p) VALUES (2), (2), (3)",
+    "INSERT INTO leaf (f) VALUES (1), (2), (3)",
+    "INSERT INTO blank (code) VALUES ('c2'), ('c3'), ('c4')",
+    "INSERT INTO late (p) VALUES (4)",
+    "INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2), (4, 3), (5, NULL)",
+]
+DEEDS = [
+    "INSERT INTO strict (p) VALUES (77)",
+    "DELETE FROM p WHERE id = 1",
+    "UPDATE p SET id = 10 WHERE id = 1",
+    "UPDATE p SET code = 'new' WHERE code = 'c3'",
+    "UPDATE p SET id = 20 WHERE id = 2",
+    "DELETE FROM p WHERE id = 20",
+    "DELETE FROM p WHERE id = 4",
+    "UPDATE strict SET p = 3 WHERE p = 1",
+    "DELETE FROM p WHERE id = 1",
+    "INSERT INTO p (id, code) VALUES (1, 'c1') ON CONFLICT (id) DO UPDATE SET code = excluded.code",
+    "UPDATE strict SET p = 9 WHERE p IS NULL",
+    "DELETE FROM tree WHERE id = 2",
+    "UPDATE tree SET up = 1 WHERE id = 5",
+    "DELETE FROM tree WHERE id = 1",
+    "INSERT INTO leaf (f) VALUES (3)",
+    "DELETE FROM follow",
+    "DELETE FROM p",
+    "INSERT INTO late (p) VALUES (99)",
+]
+
+
+def everything(db: deeplake.Database) -> dict[str, Any]:
+    return {t: rows(db, f"SELECT * FROM {t} ORDER BY id") for t in sorted(db.tables())}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_foreign_keys_hold_among_the_rows_of_a_branch(db: deeplake.Database, tmp_path: Path, depth: int) -> None:
+    with deeplake.connect(tmp_path / "plain") as reference:
+        for statement in FAMILY:
+            db.execute(statement)
+            reference.execute(statement)
+        for name in ("a", "b")[:depth]:
+            db.branch(name)
+            if name == "a" and depth == 2:
+                db.execute("UPDATE follow SET p = p")
+        with db.checkout("main"):  # main's own children and parents are none of the branch's business
+            db.execute("DELETE FROM strict")
+            db.execute("DELETE FROM late")
+            db.execute("DELETE FROM p WHERE id IN (1, 4)")
+            db.execute("INSERT INTO follow (id, p) VALUES (50, 5)")
+            db.execute("DELETE FROM p WHERE id = 3")
+            untouched = everything(db)
+        for deed in DEEDS:
+            found = []
+            for handle in (db, reference):
+                try:
+                    found.append(handle.execute(deed).rowcount)
+                except errors.ConstraintError as error:
+                    found.append(error.constraint)
+            assert found[0] == found[1], deed
+            assert everything(db) == everything(reference), deed
+        for handle in (db, reference):
+            with handle.transaction():
+                handle.execute("INSERT INTO late (p) VALUES (99)")
+                handle.execute("INSERT INTO p (id) VALUES (99)")
+            with pytest.raises(errors.ConstraintError), handle.transaction():
+                handle.execute("DELETE FROM p WHERE id = 99")
+            with pytest.raises(errors.ConstraintError):
+                handle.insert("strict", [{"p": 99}, {"p": 1234}])
+        assert everything(db) == everything(reference)
+    db.checkout("main")
+    assert everything(db) == untouched

@@ -46,6 +46,7 @@ RANKS = {
     "merging": 8,
     "checkout": 9,
     "schema": 8,
+    "references": 8,
     "database": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
