@@ -449,6 +449,12 @@ class Catalog:
         """SQLite's own counter of schema changes."""
         return int(self.fetchone("PRAGMA schema_version")[0])
 
+    def changes(self) -> tuple[int, int]:
+        """A number that other connections' commits change, and one that this connection's own writes change."""
+        with self._guard():
+            version = self.connection.execute("PRAGMA data_version").fetchone()[0]
+            return version, self.connection.total_changes
+
     def meta(self, key: str) -> str | None:
         """A fact about the store, or None where it was never set."""
         row = self.fetchone("SELECT value FROM _dl_meta WHERE key = ?", (key,))

@@ -217,6 +217,9 @@ class Database(BranchVerbs, MergingVerbs):
         with self._catalog.snapshot(), self._typed_errors():
             self._views.refresh(plan.reads)
             records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
+            if plan.counted is not None and self._views.in_parts(plan.counted.table):
+                values = self._writer.bind(plan, params, binds=plan.counted.binds).values
+                records = self._catalog.fetchall(plan.counted.sql, values, user_sql=sql)
             if records is None:
                 records = self._catalog.fetchall(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
         return self._rowset(plan, records)

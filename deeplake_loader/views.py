@@ -23,6 +23,7 @@ from deeplake_loader.branches import MAIN, Branches, Point, first_number, overla
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import NotFoundError
 from deeplake_loader.history import Shape, Term
+from deeplake_loader.sql.counting import less_name, more_name
 from deeplake_loader.table_text import copied_index, copied_table
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
 
@@ -98,6 +99,7 @@ class Views(Participant):
         self._seq = 0
         self._committed = self._shown()
         self._views: dict[str, View] = {}
+        self._stamp, self._fresh = (-1, -1), set[str]()
         self._watcher: Callable[[str, str], None] = lambda _table, _overlay: None
         catalog.participants.append(self)
 
@@ -141,6 +143,11 @@ class Views(Participant):
             self.clear()
             self._set(*before)
 
+    def in_parts(self, table: str) -> bool:
+        """Whether the table is shown as main's rows, less some, plus others."""
+        view = self._views.get(table)
+        return view is not None and view.base is not None
+
     def watch(self, watcher: Callable[[str, str], None]) -> None:
         """Call ``watcher(table, overlay)`` whenever a table that the branch writes gets its view: to add triggers."""
         self._watcher = watcher
@@ -149,14 +156,26 @@ class Views(Participant):
         """Bring the views of these tables up to date, inside the transaction or snapshot that reads them."""
         if self.on_main:
             return
+        stamp = self._catalog.changes()
+        if stamp != self._stamp:
+            self._fresh.clear()
+        stale = [table for table in tables if table not in self._fresh]
+        if not stale:
+            return
         try:
             with self._catalog.private():
                 version = self._catalog.schema_version()
-                for table in tables:
+                for table in stale:
                     self._refresh(table, version)
         except BaseException:
-            self._views.clear()
+            self._forget()
             raise
+        self._stamp = self._catalog.changes()
+        self._fresh.update(stale)
+
+    def _forget(self) -> None:
+        self._views.clear()
+        self._fresh.clear()
 
     def _refresh(self, table: str, version: int) -> None:
         view = self._views.get(table)
@@ -246,22 +265,29 @@ class Views(Participant):
 
     def _make_views(self, view: View, base: Layer) -> None:
         columns = self._columns(view.table)
-        arms = base.arms(columns)
+        listed = ", ".join(columns)
+        arms = base.arms(listed)
         name = quote_identifier(base_name(view.table))
         self._catalog.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(arms)}")
         if view.own is not None:
-            arms += view.own.arms(columns)
+            arms += view.own.arms(listed)
         elif view.overlay is not None:
-            arms.append(f"SELECT {columns} FROM main.{quote_identifier(view.overlay)}")
+            arms.append(f"SELECT {listed} FROM main.{quote_identifier(view.overlay)}")
             if not self._catalog.read_only:
                 self._make_triggers(view, base, view.overlay)
                 self._watcher(view.table, view.overlay)
         self._catalog.execute(f"CREATE TEMP VIEW {quote_identifier(view.table)} AS {' UNION ALL '.join(arms)}")
+        less, more = (quote_identifier(name(view.table)) for name in (less_name, more_name))
+        listed = ", ".join(f"t.{column} AS {column}" for column in columns)
+        same = same_key("h", "t", base.shape.key)
+        hidden = f"{base.hidden} h CROSS JOIN main.{quote_identifier(view.table)} t ON {same}"  # few look-ups
+        self._catalog.execute(f"CREATE TEMP VIEW {less} AS SELECT {listed} FROM {hidden}")
+        self._catalog.execute(f"CREATE TEMP VIEW {more} AS {' UNION ALL '.join(arms[1:])}")
 
-    def _columns(self, table: str) -> str:
-        """Every column that SELECT * gives, generated ones included."""
+    def _columns(self, table: str) -> list[str]:
+        """Every column that SELECT * gives, generated ones included, quoted."""
         rows = self._catalog.fetchall(f"PRAGMA main.table_xinfo({quote_identifier(table)})")
-        return quote_identifiers(row[1] for row in rows if row[6] != 1)
+        return [quote_identifier(row[1]) for row in rows if row[6] != 1]
 
     # -- rows that a write could collide with ----------------------------------------------------------------------
 
@@ -345,7 +371,7 @@ class Views(Participant):
 
     def clear(self) -> None:
         """Drop every view: before another branch is shown, and before tables change."""
-        self._views.clear()
+        self._forget()
         if self._has_marks():
             with self._catalog.private():
                 for (table,) in self._catalog.fetchall(f"SELECT name FROM {_MARKS}"):
@@ -356,9 +382,8 @@ class Views(Participant):
             return
         if self._catalog.execute(f"DELETE FROM {_MARKS} WHERE name = ?", (table,)).rowcount == 0:
             return
-        names = {quote_identifier(n): None for n in (table, base_name(table))}
-        for name in names:
-            self._catalog.execute(f"DROP VIEW IF EXISTS temp.{name}")
+        for name in (table, base_name(table), less_name(table), more_name(table)):
+            self._catalog.execute(f"DROP VIEW IF EXISTS temp.{quote_identifier(name)}")
         query = "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
         for (name,) in self._catalog.fetchall(query, (overlay_name(self.branch, table),)):
             self._catalog.execute(f"DROP TRIGGER temp.{quote_identifier(name)}")
@@ -375,7 +400,7 @@ class Views(Participant):
         return self._shown()
 
     def rollback_to(self, token: object) -> None:
-        self._views.clear()  # the marks tell which of them are left
+        self._forget()  # the marks tell which of them are left
         if isinstance(token, tuple):
             self.branch, self.fixed, self._seq = token
             self._catalog.branch = self.branch
@@ -387,7 +412,7 @@ class Views(Participant):
         self.rollback_to(self._committed)
 
     def forked(self) -> None:
-        self._views.clear()
+        self._forget()
 
 
 def base_name(table: str) -> str:

@@ -444,3 +444,62 @@ def test_foreign_keys_hold_among_the_rows_of_a_branch(db: deeplake.Database, tmp
         assert everything(db) == everything(reference)
     db.checkout("main")
     assert everything(db) == untouched
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+COUNTS = [
+    "SELECT count(*) FROM t",
+    "SELECT count(*) AS n, count(b), sum(c), sum(d) FROM t WHERE c > %s",
+    "SELECT d, count(*) FROM t GROUP BY d ORDER BY d",
+    "SELECT a, sum(b) AS total, count(b) FROM t GROUP BY a ORDER BY total DESC, a",
+    "SELECT c AS key, count(*) FROM t WHERE b IS NULL OR b < 1000 GROUP BY c ORDER BY key DESC",
+    "SELECT x.d, x.a, count(*), sum(x.c) FROM t x WHERE x.id BETWEEN 1 AND 40 GROUP BY x.a, x.d ORDER BY x.d, x.a",
+    "SELECT sum(b) FROM t WHERE id = -1",
+    "SELECT count(*) FROM t WHERE a LIKE 'n%%' HAVING count(*) > 1",
+    "SELECT g, count(*), max(c) FROM t GROUP BY g ORDER BY g",
+]
+
+
+def test_counts_over_the_parts_are_counts_over_the_rows(db: deeplake.Database, tmp_path: Path) -> None:
+    dice = random.Random(3)
+    tables(db)
+    with deeplake.connect(tmp_path / "plain") as reference:
+        tables(reference)
+
+        def change(handle: deeplake.Database, seed: int) -> None:
+            dice = random.Random(seed)
+            for _ in range(6):
+                values = [dice.choice(["one", "n1", "n2"]), dice.choice([None, dice.randrange(10**6)])]
+                handle.execute("INSERT INTO t (a, b, c) VALUES (%s, %s, %s)", [*values, dice.choice([None, 1, 2])])
+                handle.execute(
+                    "UPDATE t SET d = %s, c = %s WHERE id = %s", [dice.choice([None, 1]), 3, dice.randrange(12)]
+                )
+                handle.execute("DELETE FROM t WHERE id = %s", [dice.randrange(30)])
+
+        db.branch("x")
+        for turn in range(4):
+            seed = dice.randrange(10**6)
+            change(db, seed)
+            change(reference, seed)
+            for sql in COUNTS:
+                params = [0] if "%s" in sql else None
+                assert rows_of(db, sql, params) == rows_of(reference, sql, params), (turn, sql)
+            db.tag(f"t{turn}")
+            with db.at(f"t{turn}") as then:
+                assert rows_of(then, COUNTS[3], None) == rows_of(reference, COUNTS[3], None)
+            with db.checkout("main"):
+                db.execute("UPDATE t SET d = d + 1, a = a || 'm' WHERE id % 2 = %s", [turn % 2])
+                db.execute("DELETE FROM t WHERE id = %s", [turn])
+            keep_ids_equal(db, reference)
+
+
+def keep_ids_equal(db: deeplake.Database, reference: deeplake.Database) -> None:
+    top = max(h.execute("INSERT INTO t (a) VALUES ('top') RETURNING id").scalar() for h in (db, reference)) + 1
+    for handle in (db, reference):
+        handle.execute("INSERT INTO t (id, a) VALUES (%s, 'top')", [top])
+        handle.execute("DELETE FROM t WHERE a = 'top'")
+
+
+def rows_of(db: deeplake.Database, sql: str, params: list[Any] | None) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in db.execute(sql, params)]

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from deeplake_loader.errors import SQLError
 from deeplake_loader.sql import tree
+from deeplake_loader.sql.counting import counted
 from deeplake_loader.sql.definitions import parse
 from deeplake_loader.sql.fast import fast_path
-from deeplake_loader.sql.plan import Bind, Kind, Plan, ResultColumn
+from deeplake_loader.sql.plan import Bind, Counted, Kind, Plan, ResultColumn
 from deeplake_loader.sql.queries import QueryCompiler
 from deeplake_loader.sql.reader import Reading, Token, read
 from deeplake_loader.sql.tables import Definition, TableCompiler
@@ -36,7 +37,17 @@ def compile_statement(sql: str, schema: Mapping[str, Table], *, physical: Mappin
         plan = _plan(context, parse(reading))
     except RecursionError:
         raise SQLError("the statement is nested too deeply", sql=sql) from None
+    if physical is not None and plan.kind == "select":
+        plan = _with_count(Context(reading, schema), parse(reading), plan)
     return replace(plan, style=reading.style, parameters=reading.parameters)
+
+
+def _with_count(context: Context, statement: tree.Statement, plan: Plan) -> Plan:
+    found = counted(context, statement) if isinstance(statement, tree.Query) else None
+    if found is None:
+        return plan
+    sql, binds = context.finish(found[1])
+    return replace(plan, counted=Counted(found[0], sql, binds))
 
 
 def stream_keys(sql: str, schema: Mapping[str, Table]) -> Plan:

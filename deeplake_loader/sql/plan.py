@@ -105,6 +105,23 @@ class FastPath:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """The same counts over the parts of a table whose rows lie in several places."""
+
+    table: str
+    sql: str
+    binds: tuple[Bind, ...]
+
+    def to_data(self) -> list[Any]:
+        return [self.table, self.sql, [b.to_data() for b in self.binds]]
+
+    @classmethod
+    def from_data(cls, data: Sequence[Any]) -> Counted:
+        table, sql, binds = data
+        return cls(table, sql, _binds(binds))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One compiled statement.
 
@@ -133,6 +150,7 @@ class Plan:
     keys_sql: str | None = None
     keys_binds: tuple[Bind, ...] = ()
     keys_once: bool = False
+    counted: Counted | None = None
     ordered: bool = False
 
     @property
@@ -199,6 +217,7 @@ class Plan:
                 "keys_sql": self.keys_sql,
                 "keys_binds": [b.to_data() for b in self.keys_binds],
                 "keys_once": self.keys_once,
+                "counted": None if self.counted is None else self.counted.to_data(),
                 "ordered": self.ordered,
             },
             separators=(",", ":"),
@@ -228,6 +247,7 @@ class Plan:
             keys_sql=data["keys_sql"],
             keys_binds=_binds(data["keys_binds"]),
             keys_once=data["keys_once"],
+            counted=None if data["counted"] is None else Counted.from_data(data["counted"]),
             ordered=data["ordered"],
         )
 
