@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A branch's row: ``head`` is its newest node."""
+    """A branch's row: ``head`` is its newest node, 0 once a deleted branch's rows were forgotten."""
 
     id: int
     name: str
@@ -226,11 +226,13 @@ class Branches:
         return int(self._catalog.fetchone(query, (text,))[0] or 0)
 
     def _kept(self, point: Point) -> Point:
-        oldest = int(self._catalog.meta(HISTORY_FROM) or 0)
-        if point.seq < oldest:
-            raise NotFoundError(f"commit {point.seq} is older than the history that is kept, which begins at {oldest}")
+        oldest, branch = int(self._catalog.meta(HISTORY_FROM) or 0), self.by_id(point.branch)
         if self._first(point.branch)[1] > point.seq:
-            raise NotFoundError(f"branch {self.by_id(point.branch).name!r} was not there at commit {point.seq}")
+            raise NotFoundError(f"branch {branch.name!r} was not there at commit {point.seq}")
+        if min(point.seq, self.fork_at(point.branch, point.seq)) < oldest:
+            raise NotFoundError(f"commit {point.seq} is older than the history that is kept, which begins at {oldest}")
+        if branch.head == 0:
+            raise NotFoundError(f"branch {branch.name!r} was deleted, and optimize has forgotten its rows")
         return point
 
     def forks(self, branch: int) -> list[tuple[int, int]]:

@@ -13,7 +13,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import deeplake_loader as deeplake
 from deeplake_loader.branches import check_name
@@ -24,7 +31,7 @@ AMBIGUOUS = ("ambiguous",)
 
 TABLES = {
     "plain": "CREATE TABLE plain (id BIGINT PRIMARY KEY, a TEXT, n INTEGER)",
-    "it's": "CREATE TABLE \"it's\" (\"the key\" TEXT PRIMARY KEY, a TEXT, n INTEGER)",
+    "it's": 'CREATE TABLE "it\'s" ("the key" TEXT PRIMARY KEY, a TEXT, n INTEGER)',
 }
 KEY = {"plain": "id", "it's": '"the key"'}
 MAX_BRANCHES = 5

@@ -51,19 +51,24 @@ class Sides:
         return self.db.merge(self.theirs, self.ours, **options)
 
 
+NAMES = {"branch into main": ("main", "exp/b"), "main into branch": ("exp/b", "main"), "between branches": ("o", "t")}
+LIES = tuple(NAMES)
+
+
 def build(db: deeplake.Database, lie: str, statements: Sequence[str] = (TABLE, *ROWS)) -> Sides:
     """The rows on main, and two lines that lie as said: the names are the target's and the source's."""
     for statement in statements:
         db.execute(statement)
-    names = {"branch into main": ("main", "exp/b"), "main into branch": ("exp/b", "main"), "between branches": ("o", "t")}
+    names = {
+        "branch into main": ("main", "exp/b"),
+        "main into branch": ("exp/b", "main"),
+        "between branches": ("o", "t"),
+    }
     ours, theirs = names[lie]
     for name in {ours, theirs} - {"main"}:
         with db.branch(name, from_="main"):
             pass
     return Sides(db, ours, theirs)
-
-
-LIES = ("branch into main", "main into branch", "between branches")
 
 
 @pytest.fixture(params=LIES)
@@ -82,7 +87,7 @@ def conflicts_of(call: Callable[[], object]) -> list[Any]:
     return list(caught.value.conflicts)
 
 
-# -- what merges without a conflict --------------------------------------------------------------------------------------
+# -- what merges without a conflict ------------------------------------------------------------------------------------
 
 CLEAN: dict[str, tuple[list[str], list[str], dict[int, tuple[Any, ...]]]] = {
     "only the source changed": (
@@ -151,7 +156,7 @@ def test_a_merge_counts_what_it_did_and_log_repeats_it(sides: Sides) -> None:
     assert (newest.id, newest.message, dict(newest.changes)) == (done.commit, "take it", done.tables)
 
 
-# -- conflicts -----------------------------------------------------------------------------------------------------------
+# -- conflicts ---------------------------------------------------------------------------------------------------------
 
 CLASHING: dict[str, tuple[list[str], list[str], int]] = {
     "update and update": (["UPDATE t SET a = 'o' WHERE id = 1"], ["UPDATE t SET a = 't' WHERE id = 1"], 1),
@@ -242,7 +247,7 @@ def test_partial_and_expression_indexes_are_heeded(db: deeplake.Database, lie: s
     assert sorted(sides.rows(sides.ours)) == [1, 2, 4, 5]
 
 
-# -- foreign keys --------------------------------------------------------------------------------------------------------
+# -- foreign keys ------------------------------------------------------------------------------------------------------
 
 
 def test_a_parent_deleted_while_the_target_gained_children_is_a_conflict(family: Sides) -> None:
@@ -292,7 +297,7 @@ def test_foreign_keys_are_checked_again_after_a_merge(family: Sides) -> None:
         family.run(family.ours, "INSERT INTO c VALUES (50, 999, 'no parent')")
 
 
-# -- histories -----------------------------------------------------------------------------------------------------------
+# -- histories ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_base_moves_with_every_merge(sides: Sides) -> None:
@@ -396,7 +401,7 @@ def test_other_handles_see_the_merge(db: deeplake.Database) -> None:
         assert sides.rows("exp/b") == {row[0]: tuple(row[1:]) for row in other.execute("SELECT * FROM t")}
 
 
-# -- values of every kind --------------------------------------------------------------------------------------------------
+# -- values of every kind ----------------------------------------------------------------------------------------------
 
 
 def test_blobs_and_vectors_are_compared_by_what_they_hold(db: deeplake.Database) -> None:
@@ -456,7 +461,7 @@ def test_ids_go_on_after_the_highest_on_either_side(sides: Sides) -> None:
     assert sorted(sides.rows(sides.ours)) == [1, 2, 3, 4, 5, 6]
 
 
-# -- calls that cannot be -------------------------------------------------------------------------------------------------
+# -- calls that cannot be ----------------------------------------------------------------------------------------------
 
 
 def test_wrong_calls_say_what_is_wrong(sides: Sides) -> None:
@@ -473,7 +478,7 @@ def test_wrong_calls_say_what_is_wrong(sides: Sides) -> None:
         db.diff("main", "main", "nothing")
 
 
-# -- diff and revert -------------------------------------------------------------------------------------------------------
+# -- diff and revert ---------------------------------------------------------------------------------------------------
 
 
 def test_a_diff_between_any_two_points(sides: Sides) -> None:
@@ -497,8 +502,10 @@ def test_a_diff_as_arrow(db: deeplake.Database) -> None:
     sides = build(db, "branch into main")
     sides.run("exp/b", *CLEAN["only the source changed"][1])
     found = db.diff("main", "exp/b").to_arrow("t").to_pylist()
-    assert [(row["change"], row["before"] and row["before"]["id"], row["after"] and row["after"]["a"]) for row in found] == [
-        ("changed", 1, "x"), ("removed", 2, None), ("added", None, "new")]  # fmt: skip
+    shown = [
+        (row["change"], row["before"] and row["before"]["id"], row["after"] and row["after"]["a"]) for row in found
+    ]
+    assert shown == [("changed", 1, "x"), ("removed", 2, None), ("added", None, "new")]
 
 
 def _named(*values: object) -> dict[str, object]:
@@ -519,7 +526,7 @@ def test_revert_gives_back_the_rows_and_keeps_the_history(sides: Sides) -> None:
         assert db.revert("before").commit is None
 
 
-# -- the graph -------------------------------------------------------------------------------------------------------------
+# -- the graph ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite

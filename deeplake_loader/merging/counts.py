@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def commit_counts(catalog: Catalog, branch: int, seq: int) -> dict[str, Counts] | None:
     """Rows added, changed and removed by a commit of a branch, by table; None when its undo log was pruned."""
-    if seq <= int(catalog.meta(HISTORY_FROM) or 0):
+    if min(seq - 1, Branches(catalog).fork_at(branch, seq - 1)) < int(catalog.meta(HISTORY_FROM) or 0):
         return None
     found = {
         table.name: _count_main(catalog, table, seq) if branch == MAIN else _count_branch(catalog, table, branch, seq)

@@ -16,8 +16,17 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from deeplake_loader import store
-from deeplake_loader.branches import HISTORY_FROM, MAIN, Branches, Point, log_name, overlay_name, shadow_name
+from deeplake_loader import history, store
+from deeplake_loader.branches import (
+    HISTORY_FROM,
+    MAIN,
+    Branches,
+    Point,
+    first_number,
+    log_name,
+    overlay_name,
+    shadow_name,
+)
 from deeplake_loader.errors import InputError
 from deeplake_loader.merging.graph import Graph
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address, quote_identifier
@@ -76,27 +85,40 @@ def _recent(catalog: Catalog, branches: Branches, live: list[int], keep: timedel
 def prune(catalog: Catalog, keep: timedelta) -> int:
     """How many rows of undo logs were removed (caller's transaction); `history_from` then says what is left."""
     oldest, needed = horizon(catalog, keep)
-    if oldest <= int(catalog.meta(HISTORY_FROM) or 0):
-        return 0
     gone = _drop_overlays(catalog, needed)
-    for log in _logs(catalog):
-        name = f"main.{quote_identifier(log)}"
-        # the last row stays: numbers of the log must never begin anew
-        sql = f"DELETE FROM {name} WHERE _dl_seq < ? AND _dl_n < (SELECT max(_dl_n) FROM {name})"
-        gone += catalog.execute(sql, (oldest,)).rowcount
+    if oldest <= int(catalog.meta(HISTORY_FROM) or 0):
+        return gone
+    for real in _reals(catalog):
+        gone += _prune_log(catalog, real, oldest)
     catalog.set_meta(HISTORY_FROM, str(oldest))
     return gone
 
 
-def _logs(catalog: Catalog) -> list[str]:
+def _prune_log(catalog: Catalog, real: str, oldest: int) -> int:
+    """The last row stays, because numbers of the log must never begin anew; but it no longer holds an image."""
+    shape = history.read_shape(catalog, real)
+    name, last = f"main.{quote_identifier(shape.log)}", "(SELECT max(_dl_n) FROM {})"
+    held = [f"{quote_identifier(c.name)} = NULL" for c in shape.columns if not c.key]
+    emptied = ", ".join(("_dl_op = 'I'", *held))
+    catalog.execute(
+        f"UPDATE {name} SET {emptied} WHERE _dl_n = {last.format(name)} AND _dl_seq < ? AND _dl_op <> 'I'", (oldest,)
+    )
+    return catalog.execute(
+        f"DELETE FROM {name} WHERE _dl_n < {last.format(name)} AND _dl_n < ?",
+        (first_number(catalog, shape.log, oldest),),
+    ).rowcount
+
+
+def _reals(catalog: Catalog) -> list[str]:
     tables = [table.name for table in catalog.tables().values()]
-    overlays = catalog.fetchall("SELECT branch, table_name FROM _dl_overlays")
-    return [log_name(real) for real in (*tables, *(overlay_name(*row) for row in overlays))]
+    return [*tables, *(overlay_name(*row) for row in catalog.fetchall("SELECT branch, table_name FROM _dl_overlays"))]
 
 
 def _drop_overlays(catalog: Catalog, needed: set[int]) -> int:
     """Overlays of deleted branches that no point needs any more; gives the rows of their undo logs."""
     gone = 0
+    listed = ", ".join("?" * len(needed))  # a branch without a head has no readable past
+    catalog.execute(f"UPDATE _dl_branches SET head = 0 WHERE id NOT IN ({listed})", tuple(needed))
     for branch, table in catalog.fetchall("SELECT branch, table_name FROM _dl_overlays"):
         if branch in needed:
             continue
