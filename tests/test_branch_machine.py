@@ -6,11 +6,13 @@ undo logs, overlays and forks. Whatever the store saves must not be seen.
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -372,6 +374,28 @@ class Histories(RuleBasedStateMachine):
     def collect(self) -> None:
         self.handles[1].gc(dry_run=False, older_than_s=0)
 
+    # -- by a plain random generator -----------------------------------------------------------------------------------
+
+    def step(self, draw: random.Random) -> None:
+        """One weighted step: half statements, a third merges."""
+        index = draw.randrange
+        key = "plain", draw.randrange(1, 4)
+        value = draw.choice(["x", "y"]), draw.randrange(2)
+        self.checkout(index(2), index(100))
+        chance = draw.random()
+        if chance < 0.4:
+            self.upsert(index(2), key, value)
+        elif chance < 0.5:
+            self.delete(index(2), key)
+        elif chance < 0.6 and len(self.model.rows) < MAX_BRANCHES:
+            self.branch(index(2), index(100), f"b{len(self.model.nodes)}")
+        elif chance < 0.95 and len(self.model.rows) > 1:
+            self.merge(index(2), index(100), index(100), draw.choice(["raise", "ours", "theirs", "theirs"]))
+        elif chance < 0.97:
+            self.delete_branch(index(100))
+        else:
+            self.optimize()
+
     # -- always ------------------------------------------------------------------------------------------------------
 
     @invariant()
@@ -384,6 +408,19 @@ class Histories(RuleBasedStateMachine):
     def the_branches_are_known(self) -> None:
         if hasattr(self, "handles"):
             assert {b.name for b in self.handles[0].branches()} == set(self.model.rows)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_histories_full_of_merges_equal_the_model(seed: int) -> None:
+    """Few keys, many merges each way: the bases move and cross, which random rules alone seldom reach."""
+    draw, machine = random.Random(seed), Histories()
+    machine.begin()
+    try:
+        for _ in range(120):
+            machine.step(draw)
+            machine.the_handles_show_their_branches()
+    finally:
+        machine.teardown()
 
 
 def test_random_histories_equal_the_model() -> None:
