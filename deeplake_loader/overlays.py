@@ -37,11 +37,16 @@ class BranchWriter:
         """
         if branch == MAIN:
             return table
+        shown = branch == self._views.branch
+        if shown:
+            self._views.refresh([table])
+        if shown and self._views.has_overlay(table):
+            return overlay_name(branch, table)
         if table not in self._branches.overlays(branch):
             create_overlay(self._catalog, branch, table)
             create_public_view(self._catalog, branch, table, self._branches.by_id(branch).name)
-        if branch == self._views.branch:
-            self._views.refresh([table])
+            if shown:
+                self._views.refresh([table])
         return overlay_name(branch, table)
 
     def copy_up(

@@ -143,6 +143,11 @@ class Views(Participant):
             self.clear()
             self._set(*before)
 
+    def has_overlay(self, table: str) -> bool:
+        """Whether the branch has rows of its own, as of the last `refresh`."""
+        view = self._views.get(table)
+        return view is not None and view.overlay is not None
+
     def in_parts(self, table: str) -> bool:
         """Whether the table is shown as main's rows, less some, plus others."""
         view = self._views.get(table)
@@ -183,7 +188,8 @@ class Views(Participant):
             view = self._found(table, version)
         fork, alive = self._fork()
         if not alive:
-            raise NotFoundError(f"the branch {self._branches.by_id(self.branch).name!r} was deleted; check another out")
+            name = self._branches.by_id(self.branch).name.rpartition("~")[0]
+            raise NotFoundError(f"the branch {name!r} was deleted; check another one out")
         if view is not None and view.base is None and view.log_end != self._end(view.table):
             view = None  # main has moved since the table needed no view
         if view is None or view.fork != fork:
@@ -386,7 +392,8 @@ class Views(Participant):
             self._catalog.execute(f"DROP VIEW IF EXISTS temp.{quote_identifier(name)}")
         query = "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
         for (name,) in self._catalog.fetchall(query, (overlay_name(self.branch, table),)):
-            self._catalog.execute(f"DROP TRIGGER temp.{quote_identifier(name)}")
+            # IF EXISTS: SQLite has forgotten it already when another process dropped the overlay
+            self._catalog.execute(f"DROP TRIGGER IF EXISTS temp.{quote_identifier(name)}")
         pattern = f"{RESERVED_PREFIX}%"
         query = "SELECT name FROM temp.sqlite_master WHERE type = 'table' AND name LIKE ?"
         reals = {table, *(overlay_name(b, table) for b in (self.branch,))}

@@ -72,8 +72,8 @@ def _plain(query: tree.Query, body: tree.Select) -> bool:
 
 
 def _text(compiler: QueryCompiler, scope: Scope, node: tree.Expression, kinds: tuple[str, ...]) -> str | None:
-    if not isinstance(node, tree.ColumnRef):
-        return None
+    if not isinstance(node, tree.ColumnRef) or scope.sources[0].column(node.name) is None:
+        return None  # GROUP BY may also name an item of the select list
     value = compiler.expression(scope, node)
     return value.sql if value.name in kinds else None
 
@@ -107,10 +107,11 @@ def _ordered(body: tree.Select, key: tree.OrderKey) -> int | None:
     """The place of the select-list item by which the result is ordered, from 1."""
     node = key.expression
     label = node.name.text if isinstance(node, tree.ColumnRef) and node.table is None else None
-    for place, item in enumerate(body.items, 1):
-        if item.expression == node or (item.alias is not None and item.alias.text == label):
-            return place
-    return None
+    named = [item.alias.text if item.alias is not None else None for item in body.items]
+    if label is not None and label in named:
+        return named.index(label) + 1
+    same = [place for place, item in enumerate(body.items, 1) if item.expression == node and item.alias is None]
+    return same[0] if same else None
 
 
 def _order(body: tree.Select, query: tree.Query) -> str:
