@@ -79,6 +79,26 @@ class Transaction:
     seq: int | None = None
 
 
+class _Guard:
+    """Lets one thread at a time in, again and again; a class, since a statement enters a dozen times and a generator
+    would cost it 20 us. A forked child gets a new one while its parent's blocks unwind."""
+
+    __slots__ = ("_folder", "_lock", "_timeout_s")
+
+    def __init__(self, folder: str, timeout_s: float) -> None:
+        self._lock, self._folder, self._timeout_s = threading.RLock(), folder, timeout_s
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise LockedError(
+                f"another thread's transaction on {self._folder} did not end within {self._timeout_s} s; "
+                "end it, or open a handle of its own for this thread"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Catalog:
     """One process's handle on ``<root>/catalog.sqlite``; threads may share it, a forked child reconnects by itself.
 
@@ -102,7 +122,7 @@ class Catalog:
         _catalogs.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = _Guard(self.root.folder, self.timeout_s)
         self._transaction: Transaction | None = None
         self._unsettled: Transaction | None = None
         self._depth = 0
@@ -165,18 +185,8 @@ class Catalog:
 
     # -- statements ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        lock = self._lock  # a forked child gets a new one while its parent's blocks unwind
-        if not lock.acquire(timeout=self.timeout_s):
-            raise LockedError(
-                f"another thread's transaction on {self.root.folder} did not end within {self.timeout_s} s; "
-                "end it, or open a handle of its own for this thread"
-            )
-        try:
-            yield
-        finally:
-            lock.release()
+    def _guard(self) -> _Guard:
+        return self._lock
 
     def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
         """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
@@ -316,7 +326,8 @@ class Catalog:
             return
         self.execute("INSERT OR REPLACE INTO _dl_meta VALUES ('settled', ?)", (tx.id,))
         self._unsettled = None
-        committed = self.fetchone("SELECT 1 FROM _dl_commits WHERE id = ?", (tx.id,)) is not None
+        query = "SELECT 1 FROM _dl_commits WHERE seq = ? AND id = ?"  # its number was its own while it held the lock
+        committed = self.fetchone(query, (tx.seq, tx.id)) is not None
         if not committed:
             tx.seq = None
         self._finish(committed=committed)

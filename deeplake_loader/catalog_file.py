@@ -18,7 +18,7 @@ FORMAT = 1
 _BOOKKEEPING = """
 CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
+CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, created_at TEXT NOT NULL, author TEXT,
     message TEXT);
 CREATE TABLE _dl_tables (name TEXT PRIMARY KEY, definition TEXT NOT NULL, ddl TEXT NOT NULL);
 CREATE TABLE _dl_files (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('shard', 'vector')),
@@ -29,7 +29,7 @@ CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
 CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
     extension TEXT NOT NULL, offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
     PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
-CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL, document BLOB);
 CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
     UNIQUE (text, schema));
@@ -38,7 +38,7 @@ CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema I
 
 def utc_now() -> str:
     """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return datetime.now(UTC).isoformat(" ", "microseconds")[:26]
 
 
 def connect(root: store.Root, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:

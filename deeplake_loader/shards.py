@@ -108,7 +108,7 @@ class Shards(BlobReader, Participant):
                 )
         sizes = [sum(len(blob.data) for blob in row) for row in rows]
         rests = not bulk and sum(sizes) < MAX_RESTING_STATEMENT
-        rests = rests and all(len(blob.data) < MAX_RESTING_BLOB for row in rows for blob in row)
+        rests = rests and all(rows) and all(len(blob.data) < MAX_RESTING_BLOB for row in rows for blob in row)
         staged = Staged([], [])
         for shard, start, stop, planned in self._split(table, rows, sizes, rests):
             self._reserve(staged, shard, rows[start:stop], planned, rests)
@@ -140,7 +140,7 @@ class Shards(BlobReader, Participant):
         for row in rows:
             firsts.append(ordinal)
             staged.addresses.append(list(range(base + ordinal, base + ordinal + len(row))))
-            ordinal += max(len(row) + rests, 1)  # resting scalars take a number too, and so does a row without blobs
+            ordinal += max(len(row), 1)  # a row without blobs takes a number, too: its key has it
         if ordinal > MAX_ORDINAL:
             raise InputError(f"a shard holds at most {MAX_ORDINAL} blobs; lower max_shard_bytes")
         shard.mark = Mark(shard.mark.end, ordinal, shard.mark.resting)
@@ -197,14 +197,14 @@ class Shards(BlobReader, Participant):
         shard, members, resting = part.shard, [], []
         for row, first, document in zip(part.rows, part.firsts, documents, strict=True):
             key = f"{shard.name}-{first:06d}"
-            for i, blob in enumerate((*row, Member("", document, "json"))):
-                data = bytes(blob.data)
-                facts = (blob.column, blob.extension, None, len(data), checksums(data), blob.info)
-                members.append((shard.id, first + i, key, *facts))
-                resting.append((pack_address(shard.id, first + i), data))
+            for ordinal, blob in enumerate(row, first):
+                facts = (blob.column, blob.extension, None, len(blob.data), checksums(blob.data), blob.info)
+                members.append((shard.id, ordinal, key, *facts))
+                last = document if ordinal == first + len(row) - 1 else None
+                resting.append((pack_address(shard.id, ordinal), blob.data, last))
         self.catalog.executemany(_INSERT_MEMBER, members)
-        self.catalog.executemany("INSERT INTO _dl_resting (address, data) VALUES (?, ?)", resting)
-        size = sum(len(data) for _, data in resting)
+        self.catalog.executemany("INSERT INTO _dl_resting (address, data, document) VALUES (?, ?, ?)", resting)
+        size = sum(len(blob.data) for row in part.rows for blob in row) + sum(map(len, documents))
         shard.mark = Mark(shard.mark.end, shard.mark.count, shard.mark.resting + size)
 
     def _move_resting(self, shard: ShardFile) -> None:
@@ -213,21 +213,23 @@ class Shards(BlobReader, Participant):
             return
         self._touched[shard.id] = shard
         rows = self.catalog.fetchall(
-            "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data FROM _dl_members m "
+            "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data, r.document FROM _dl_members m "
             "JOIN _dl_resting r ON r.address = m.file << ? | m.ordinal "
             "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
             (ORDINAL_BITS, shard.id),
         )
         buffers, moved, offset, headers = [], [], shard.mark.end, Headers()
-        for ordinal, key, column, extension, data in rows:
-            head = headers.header(_member_name(key, column, extension), len(data))
+        for ordinal, key, column, extension, data, document in rows:
+            head = headers.header(f"{key}.{store.encode_name(column)}.{extension}", len(data))
             moved.append((offset + len(head), shard.id, ordinal))
-            buffers.append(b"".join((head, data, padding(len(data)))))
+            parts = [head, data, padding(len(data))]
+            if document is not None:  # it stands behind the last blob of its row
+                parts += headers.header(f"{key}.json", len(document)), document, padding(len(document))
+            buffers.append(b"".join(parts))
             offset += len(buffers[-1])
         shard.append(buffers, offset - shard.mark.end)
         shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
         self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
-        self.catalog.execute("DELETE FROM _dl_members WHERE file = ? AND column_name = ''", (shard.id,))
         first = pack_address(shard.id, 0)
         self.catalog.execute("DELETE FROM _dl_resting WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
 
@@ -408,10 +410,6 @@ def _document(scalars: Mapping[str, object]) -> bytes:
         return _encode(scalars).encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"a row's scalars cannot be written as JSON ({error}): {list(scalars)}") from error
-
-
-def _member_name(key: str, column: str, extension: str) -> str:
-    return f"{key}.{store.encode_name(column)}.{extension}" if column else f"{key}.{extension}"
 
 
 def _lay_out(

@@ -130,7 +130,7 @@ def _convert(type: ColumnType, array: Array, value: object, where: str, first_ro
         raise TypeMismatchError(f"{where} expects {type}, got {describe(value)}; convert it to {type.dtype}")
     with np.errstate(all="ignore"):
         result = np.ascontiguousarray(array, "<f4" if type.dtype == "float32" else "<f2")
-        if not np.isfinite(result.sum(dtype=np.float32)):  # one pass without a temporary; false alarms are looked into
+        if not math.isfinite(result.sum(dtype=np.float32)):  # one pass without a temporary; false alarms are looked into
             _refuse_rows(type, array, result, where, first_row)
     return result
 
