@@ -479,7 +479,9 @@ class Database:
 
 
 def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
-    values = next(v for name, v in columns.items() if name.lower() == key.lower())
+    values: Any = next(v for name, v in columns.items() if name.lower() == key.lower())
+    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
+        return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)
 
 

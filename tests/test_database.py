@@ -350,6 +350,21 @@ def test_bulk_insert_with_ids_of_ones_own_keeps_constraints_and_log(db: deeplake
     other.close()
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "float64", "object"])
+def test_bulk_insert_takes_ids_of_any_array_with_the_same_log(db: deeplake.Database, dtype: str) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a INTEGER)")
+    for ids in ([3, 4], [9, 7], [5, 1], []):  # above what is there, out of order, below it, none
+        db.insert("t", {"id": np.array(ids, dtype), "a": np.array(ids, "int32")})
+    for taken in ([1, 20], [21, 21]):
+        with pytest.raises(errors.ConstraintError):
+            db.insert("t", {"id": np.array(taken, dtype)})
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+        logged = other.execute("SELECT id, _dl_op FROM _dl_log_t ORDER BY id").fetchall()
+    other.close()
+    assert logged == [(i, "I") for i in (1, 3, 4, 5, 7, 9)]
+    assert db.execute("SELECT id, a FROM t ORDER BY id").fetchall() == [(i, i) for i in (1, 3, 4, 5, 7, 9)]
+
+
 def test_a_transaction_commits_together_or_not_at_all(db: deeplake.Database) -> None:
     db.execute(GENERATIONS)
     with pytest.raises(RuntimeError), db.transaction():
