@@ -19,8 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
+from typing import Any, ParamSpec, TypeVar
 
 from deeplake_loader import catalog_file, store
 from deeplake_loader.catalog_file import utc_now
@@ -36,8 +35,25 @@ from deeplake_loader.types import Table
 MAX_PLANS = 2_000
 MAX_PLAN_TEXT = 100_000  # a longer statement is one of a kind: caching it would only fill the catalog
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Parameters = Sequence[Any] | Mapping[str, Any]
 Hook = Callable[[sqlite3.Connection], None]
+
+
+def weakly(method: Callable[P, R]) -> Callable[P, R]:
+    """The bound method for SQLite to call, without holding its object: the garbage collector cannot look into what a
+    connection holds, so a handle that was dropped without ``close()`` would keep files and locks for ever."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        found = reference()
+        if found is None:
+            raise StoreError("the store's handle is gone; connect again")
+        return found(*args, **kwargs)
+
+    return call
 
 
 class Participant:
@@ -266,7 +282,7 @@ class Catalog:
             raise InputError("a transaction cannot begin inside a snapshot, whose reads are fixed; begin it first")
         self._settle()
         self.execute("BEGIN IMMEDIATE")
-        tx = self._transaction = Transaction(uuid4().hex, utc_now(), message)
+        tx = self._transaction = Transaction(os.urandom(16).hex(), utc_now(), message)
         self._depth = 0
         self._changes_at_start = self.connection.total_changes
         self._schema_at_start = self.schema_version()
@@ -427,6 +443,10 @@ class Catalog:
                 found = (Table.from_json(definition) for (definition,) in rows)
                 self._tables = version, {table.name.lower(): table for table in found}
             return self._tables[1]
+
+    def table(self, name: str) -> Table | None:
+        """The definition of the table of that name, compared without case; None where there is none."""
+        return self.tables().get(name.lower())
 
     def put_table(self, table: Table, ddl: str) -> None:
         """Records a table's definition and the user's CREATE TABLE; the caller runs the statement itself, in the same

@@ -6,7 +6,6 @@ import os
 import sqlite3
 from datetime import UTC, datetime
 from urllib.parse import quote
-from uuid import uuid4
 
 from deeplake_loader import store
 from deeplake_loader.driver_errors import translate_error
@@ -73,6 +72,8 @@ def _dial(root: store.Root, mode: str, timeout_s: float) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits at power loss
             connection.execute("PRAGMA journal_size_limit = 67108864")
+            # Debian's SQLite would write zeros over every resting blob that has moved into its shard
+            connection.execute("PRAGMA secure_delete = OFF").fetchone()
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -123,7 +124,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
         for statement in _BOOKKEEPING.split(";\n"):
             connection.execute(statement)
-        facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
+        facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
         connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
     connection.execute("COMMIT")

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +114,7 @@ def sync_folder(path: str) -> None:
 
 def unique_name() -> str:
     """A file name that no other writer makes, sorting by the time of its making; only ``[0-9a-f-]``."""
-    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(5)}"
+    return f"{time.time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
 def encode_name(name: str) -> str:
