@@ -12,17 +12,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from deeplake_loader import history, kernels
+from deeplake_loader import history, kernels, schema
 from deeplake_loader.batches import Batch, batches, known_length
-from deeplake_loader.catalog import Catalog
-from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError, UnsupportedSQLError
+from deeplake_loader.catalog import Catalog, Participant, weakly
+from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Bind, FastPath, Plan
-from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
+from deeplake_loader.types import Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.writing import Bound, Validate, Writer
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SearchMetric = Literal["cosine", "l2", "inner"]
 _SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
+_MAX_PLANS = 1_000
 _VECTOR_BATCH, _BLOB_BATCH = 65_536, 2_048
 """Rows per step of a bulk insert: 200 MB of 768 float32, or 45 MB of 22 KB images, in memory at a time."""
 
@@ -68,7 +69,8 @@ def locate_store(url: str | os.PathLike[str]) -> str:
     >>> locate_store("deeplake://my-org/video-pipeline").endswith("my-org/video-pipeline")
     True
     """
-    text = os.fspath(url)
+    if not isinstance(url, str | os.PathLike) or not (text := os.fsdecode(url)) or "\0" in text:
+        raise InputError(f"a store is named by a folder's path or deeplake://org/name, got {url!r}")
     scheme, found, rest = text.partition("://")
     if not found:
         return os.path.abspath(os.path.expanduser(text))
@@ -83,6 +85,19 @@ def locate_store(url: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(home)), *parts)
 
 
+class _Plans(dict[tuple[str, int], Plan], Participant):
+    """Compiled statements by text and schema number; a rolled-back number comes back for another schema."""
+
+    def rollback_to(self, _token: object) -> None:
+        self.clear()
+
+    def rolled_back(self) -> None:
+        self.clear()
+
+    def forked(self) -> None:
+        self.clear()
+
+
 class Database:
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
@@ -94,9 +109,11 @@ class Database:
         self._catalog = catalog
         self._shards, self._vectors = Shards(catalog), Vectors(catalog)
         self._writer = Writer(catalog, self._shards, self._vectors, self)
-        self._plans: dict[tuple[str, int], Plan] = {}
+        self._plans = _Plans()
+        catalog.participants.append(self._plans)
         catalog.add_hook(self._vectors.register)
-        catalog.add_hook(lambda connection: shims.register(connection, catalog.now))
+        clock = weakly(catalog.now)
+        catalog.add_hook(lambda connection: shims.register(connection, clock))
 
     @property
     def root(self) -> str:
@@ -121,22 +138,27 @@ class Database:
                 PostgreSQL's result here. ConstraintError, TypeMismatchError, MediaError, DimensionError: nothing of the
                 statement was written.
         """
-        plan = self._plan(sql)
-        if plan.kind in ("select", "explain"):
-            return self._select(plan, params, sql)
-        if plan.kind in ("insert", "update", "delete"):
-            return self._modify(plan, params, sql)
-        return self._define(plan, sql)
+        kind = self._plan(sql).kind  # and planned again under the lock: until then another process may ALTER the table
+        if kind == "select":
+            with self._catalog.snapshot():
+                return self._select(self._plan(sql), params, sql)
+        if kind in ("insert", "update", "delete"):
+            return self._modify(sql, params)
+        with self._catalog.transaction():
+            schema.change(self._catalog, self._plan(sql), sql)
+        return RowSet((), (), [], rowcount=0, returns_rows=False)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:
         """One INSERT, UPDATE or DELETE for every row of parameters, all or nothing; ``rowcount`` is the total.
 
         `insert` is several times faster for many new rows.
         """
-        plan = self._plan(sql)
-        if plan.kind not in ("insert", "update", "delete") or plan.returning:
-            raise InputError("executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest")
-        with self._catalog.transaction():
+        with self._catalog.transaction(), self._typed_errors():
+            plan = self._plan(sql)
+            if plan.kind not in ("insert", "update", "delete") or plan.returning:
+                raise InputError(
+                    "executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest"
+                )
             bound = [self._writer.bind(plan, params, row=i) for i, params in enumerate(rows)]
             total = sum(self._run(plan, b, sql)[1] for b in bound)
         return RowSet((), (), [], rowcount=total, returns_rows=False)
@@ -154,7 +176,15 @@ class Database:
     def _plan(self, sql: str) -> Plan:
         return self._cached(sql, sql, compile_statement)
 
+    def _plan_stream(self, sql: str) -> Plan:
+        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
+        if plan.kind != "select":
+            raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
+        return plan
+
     def _cached(self, key: str, sql: str, compile_: Any) -> Plan:
+        if not isinstance(sql, str):
+            raise InputError(f"a statement is a str, got {type(sql).__name__}")
         version = self._catalog.schema_version()
         plan = self._plans.get((key, version))
         if plan is None:
@@ -163,13 +193,13 @@ class Database:
             if plan is None:
                 plan = compile_(sql, self._catalog.tables())
                 self._catalog.put_plan(key, plan.to_json())
-            if len(self._plans) >= 1_000:
+            if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[key, version] = plan
         return plan
 
     def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
-        with self._catalog.snapshot(), self._typed_errors():
+        with self._typed_errors():
             records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
             if records is None:
                 records = self._catalog.fetchall(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
@@ -200,8 +230,9 @@ class Database:
         value = given if isinstance(given, int) else self._writer.bind(plan, params, binds=[given]).values[0]
         return value if isinstance(value, int) and value >= 0 else None
 
-    def _modify(self, plan: Plan, params: object, sql: str) -> RowSet:
+    def _modify(self, sql: str, params: object) -> RowSet:
         with self._catalog.transaction(), self._typed_errors():
+            plan = self._plan(sql)
             bound = self._writer.bind(plan, params)
             records, rowcount, lastrowid = self._run(plan, bound, sql)
         if plan.returning:
@@ -230,66 +261,6 @@ class Database:
                 raise
             raise kept from error
 
-    # -- tables ----------------------------------------------------------------------------------------------------
-
-    def _define(self, plan: Plan, sql: str) -> RowSet:
-        with self._catalog.transaction():
-            if not (plan.missing_ok and self._is_settled(plan)):
-                self._change_schema(plan, sql)
-        return RowSet((), (), [], rowcount=0, returns_rows=False)
-
-    def _is_settled(self, plan: Plan) -> bool:
-        """IF EXISTS and IF NOT EXISTS: nothing is left to do for this table."""
-        exists = plan.target in self._catalog.tables()
-        return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
-
-    def _change_schema(self, plan: Plan, sql: str) -> None:
-        table = plan.target or ""
-        indexed = self._indexed_table(table) if plan.kind == "drop_index" else None
-        known = self._catalog.tables().get(table)
-        if plan.kind == "alter_table" and known is not None:
-            history.drop_triggers(self._catalog, table)
-            self._index_vectors("DROP INDEX IF EXISTS {index}", known)
-        self._catalog.execute(plan.sql, user_sql=sql)
-        if plan.kind == "create_table" and plan.definition is not None:
-            history.install(self._catalog, table)
-            self._catalog.put_table(plan.definition, sql)
-            self._index_vectors("CREATE INDEX {index} ON {table} ({column})", plan.definition)
-        elif plan.kind == "drop_table":
-            history.drop(self._catalog, table)
-            self._catalog.drop_table(table)
-        elif plan.kind == "alter_table" and plan.definition is not None:
-            self._altered(plan, plan.definition, sql)
-        elif plan.kind == "create_index":
-            indexed = self._indexed_table(table)
-        if indexed is not None:  # the log's guards know the table's unique indexes
-            history.rebuild(self._catalog, indexed)
-
-    def _indexed_table(self, index: str) -> str | None:
-        row = self._catalog.fetchone("SELECT tbl_name FROM sqlite_master WHERE type = 'index' AND name = ?", (index,))
-        return None if row is None else str(row[0])
-
-    def _altered(self, plan: Plan, definition: Table, sql: str) -> None:
-        if definition.name != plan.target:
-            raise UnsupportedSQLError(
-                "ALTER TABLE ... RENAME TO is not supported: shards and logs carry the name", sql=sql
-            )
-        for old, new in plan.renames:
-            history.rename_column(self._catalog, definition.name, old, new)
-        history.rebuild(self._catalog, definition.name)
-        self._catalog.put_table(definition, sql)
-        self._index_vectors("CREATE INDEX {index} ON {table} ({column})", definition)
-
-    def _index_vectors(self, statement: str, table: Table) -> None:
-        """An index on every vector column: the fast path's last statement finds its winners by address."""
-        for column in table.vectors:
-            names = {
-                "index": f"{RESERVED_PREFIX}{table.name}_{column.name}",
-                "table": table.name,
-                "column": column.name,
-            }
-            self._catalog.execute(statement.format(**{k: quote_identifier(v) for k, v in names.items()}))
-
     # -- bulk ------------------------------------------------------------------------------------------------------
 
     def insert(self, table: str, rows: object, *, validate: Validate = "structure", progress: bool = False) -> int:
@@ -303,10 +274,12 @@ class Database:
                 ``none``: nothing.
             progress: show a progress bar.
         """
-        definition = self._table(table)
-        size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
+        if validate not in get_args(Validate):
+            raise InputError(f"validate={validate!r} is none of {', '.join(get_args(Validate))}")
         done = 0
         with self._catalog.transaction(), _bar(rows, progress) as bar:
+            definition = self._table(table)
+            size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
             for batch in batches(rows, size=size):
                 self._insert_batch(definition, batch, done, validate)
                 done += batch.count
@@ -346,9 +319,9 @@ class Database:
         return keys[0][0] if len(keys) == 1 and keys[0][1].upper() == "INTEGER" else None
 
     def _table(self, name: str) -> Table:
-        found = self._catalog.tables().get(name)
+        found = self._catalog.table(name) if isinstance(name, str) else None
         if found is None:
-            known = ", ".join(self._catalog.tables()) or "none yet"
+            known = ", ".join(t.name for t in self._catalog.tables().values()) or "none yet"
             raise NotFoundError(f"there is no table {name!r}; tables: {known}")
         return found
 
@@ -408,11 +381,10 @@ class Database:
             raise InputError(
                 "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
             )
-        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
-        if plan.kind != "select":
-            raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
-        with self._catalog.snapshot():
-            rows, commit = self._select(plan, params, sql), self._catalog.head()
+        self._plan_stream(sql)
+        with self._catalog.snapshot() as commit:
+            plan = self._plan_stream(sql)
+            rows = self._select(plan, params, sql)
         options.setdefault("ordered", plan.ordered)
         return Stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 

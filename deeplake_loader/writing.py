@@ -187,7 +187,7 @@ class Writer:
 
     def _read_back(self, table: str, rowid: int, bound: Bound) -> dict[str, object] | None:
         """The row as inserted, defaults and generated id included; None if that rowid is not this statement's row."""
-        definition, sample = self._catalog.tables()[table], bound.samples[0]
+        definition, sample = self._catalog.tables()[table.lower()], bound.samples[0]
         kept = [c for c in definition.columns if c.type.is_scalar]
         first = quote_identifier(sample.members[0].column)
         names = quote_identifiers(c.name for c in kept) or "1"

@@ -656,17 +656,17 @@ def test_a_vector_columns_index_comes_and_goes_with_the_column(db: deeplake.Data
     def indexes() -> set[str]:
         with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
             rows = other.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_dl\\_t\\_%' ESCAPE '\\'"
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_dl\\_vector.t.%' ESCAPE '\\'"
             )
             return {name for (name,) in rows}
 
     db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(2))")
-    assert indexes() == {"_dl_t_v"}
+    assert indexes() == {"_dl_vector.t.v"}
     db.execute("ALTER TABLE t ADD COLUMN w VECTOR(3)")
-    assert indexes() == {"_dl_t_v", "_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.v", "_dl_vector.t.w"}
     db.execute("ALTER TABLE t RENAME COLUMN v TO u")
-    assert indexes() == {"_dl_t_u", "_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.u", "_dl_vector.t.w"}
     db.execute("ALTER TABLE t DROP COLUMN u")
-    assert indexes() == {"_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.w"}
     db.execute("INSERT INTO t (w) VALUES ('[1, 2, 3]')")
     assert db.search("t", "w", [1, 2, 3], k=1)[0].score == pytest.approx(1)

@@ -37,6 +37,7 @@ RANKS = {
     "reader": 5,
     "decode": 5,
     "writing": 5,
+    "schema": 5,
     "stream": 6,
     "database": 7,
 }
