@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import codecs, scalars
+from deeplake_loader import codecs, inserts, scalars
 from deeplake_loader.errors import InputError, NotFoundError, TypeMismatchError
 from deeplake_loader.rows import Blob, Vector
+from deeplake_loader.scalar_columns import encode_column
 from deeplake_loader.shards import Member
 from deeplake_loader.sql.plan import WINNERS
 from deeplake_loader.types import Column, ColumnType, Table, quote_identifier, quote_identifiers
@@ -224,7 +225,7 @@ class Writer:
         for column, values in zip(chosen, columns.values(), strict=True):
             where = f"column {column.name!r} of {table.name!r}"
             if column.type.is_scalar:
-                encoded[column.name] = _scalar_column(column.type, values, where, first_row)
+                encoded[column.name] = encode_column(column.type, values, where, first_row=first_row)
             elif column.type.is_vector:
                 encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
             else:
@@ -234,12 +235,9 @@ class Writer:
                     column.type, fresh, validate=validate, where=where, first_row=first_row
                 )
         encoded, staged, kept = self._stage_columns(table, encoded, blobs, count)
-        names = list(encoded)
-        sql = (
-            f"INSERT INTO {quote_identifier(table.name)} ({quote_identifiers(names)}) "
-            f"VALUES ({', '.join('?' * len(names))})"
-        )
-        self._catalog.executemany(sql, zip(*encoded.values(), strict=True))
+        if not encoded:
+            raise InputError(f"rows for {table.name!r} that name no column; give a column of each row, None for NULL")
+        inserts.insert_columns(self._catalog, table.name, encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
             self._shards.write(staged, list(_describe(table, {**encoded, **filled}, kept)))
@@ -314,19 +312,6 @@ def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence
         if vectors:
             described["_dl"] = {n: v[row] for n, v in vectors}
         yield described
-
-
-def _scalar_column(kind: ColumnType, values: Any, where: str, first_row: int) -> list[scalars.SQLValue]:
-    encode = scalars.to_sql(kind)
-    dtype = getattr(values, "dtype", None)
-    if dtype is not None:  # numpy's own scalars would each take the slow way
-        values = (values.astype("M8[us]") if dtype.kind == "M" else values).tolist()
-    try:
-        return [encode(value, where) for value in values]
-    except TypeMismatchError:  # find the row only now: naming it for every value would cost more than encoding
-        for row, value in enumerate(values, first_row):
-            encode(value, f"{where}, row {row}")
-        raise
 
 
 def _column(table: Table, name: str) -> Column:
