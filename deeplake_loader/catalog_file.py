@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from datetime import UTC, datetime
-from urllib.parse import quote
 
 from deeplake_loader import store
 from deeplake_loader.driver_errors import translate_error
@@ -60,7 +59,7 @@ def connect(root: store.Root, *, read_only: bool, timeout_s: float) -> sqlite3.C
 
 
 def _dial(root: store.Root, mode: str, timeout_s: float) -> sqlite3.Connection:
-    uri = f"file:{quote(root.catalog)}?{mode}"
+    uri = f"file:{store.encode_path(root.catalog)}?{mode}"
     connection = None
     try:
         connection = sqlite3.connect(
@@ -96,6 +95,8 @@ def prepare_folder(root: store.Root, *, create: bool) -> None:
         return
     if not create:
         raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing)")
+    if not os.path.exists(root.catalog):  # asked again: another process may have made the store in between
+        _require_no_data(root)
     with store.file_errors("make the store's folder", root.folder):
         store.make_folder(root.folder)
 
@@ -110,7 +111,7 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
                 raise StoreError(f"{root.catalog} is another program's database ({shown}); choose another folder")
             if not create:
                 raise StoreError(f"{root.folder} is a store whose creation never finished; open it for writing once")
-            _make_tables(connection)
+            _make_tables(root, connection)
             with store.file_errors("sync", root.folder):
                 store.sync_folder(root.folder)
         row = connection.execute("SELECT value FROM _dl_meta WHERE key = 'format'").fetchone()
@@ -119,15 +120,26 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
     _check_format(root, "none" if row is None else str(row[0]))
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
+        _require_no_data(root)
         for statement in _BOOKKEEPING.split(";\n"):
             connection.execute(statement)
         facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
         connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
     connection.execute("COMMIT")
+
+
+def _require_no_data(root: store.Root) -> None:
+    """A store that has bytes but an empty catalog has lost it: a new one would give out the old addresses again."""
+    for folder in (store.SHARDS, store.VECTORS):
+        if os.path.isdir(os.path.join(root.folder, folder)):
+            raise CorruptionError(
+                f"{root.folder} holds {folder}/ but no catalog: {root.catalog} was lost or emptied; restore it from a "
+                "copy, or choose another folder for a new store"
+            )
 
 
 def _check_format(root: store.Root, found: str) -> None:

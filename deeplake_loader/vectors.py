@@ -323,7 +323,8 @@ class Vectors(Participant):
         """The file of that number as a matrix that holds at least row ``ordinal``; bytes not yet verified."""
         known = self._matrices.get(file)
         if known is None or ordinal >= known.count:
-            known = self._matrices[file] = self._load(file, known)
+            with self._catalog.snapshot():  # another process may seal the file between two reads
+                known = self._matrices[file] = self._load(file, known)
         if ordinal >= known.count:
             raise NotFoundError(f"file {file} of the vectors holds {known.count} rows; row {ordinal} was never written")
         return known
@@ -333,10 +334,15 @@ class Vectors(Participant):
         layout = Layout(row["dimension"], row["dtype"])
         if row["state"] == "sealed":
             return Sealed(self._catalog.root.path(row["url"]), row["url"], layout, row["count"], row["checks"])
-        data = known.data if isinstance(known, Tail) else b""
+        held = known.data if isinstance(known, Tail) else b""
         first = pack_address(file, 0)
-        fresh = self._runs(row["url"], first + len(data) // layout.stride, first + MAX_ORDINAL)
-        return Tail(layout, b"".join((data, *fresh)))
+        after = first + len(held) // layout.stride
+        # the value that holds the next row may begin before it: another process may have made one of several
+        sql = "SELECT max(address) FROM _dl_tail WHERE address BETWEEN ? AND ?"
+        begin = self._catalog.fetchone(sql, (first, after))
+        start = after if begin[0] is None else int(begin[0])
+        fresh = b"".join(self._runs(row["url"], start, first + MAX_ORDINAL))
+        return Tail(layout, held + fresh[(after - start) * layout.stride :])
 
     def _file_row(self, file: int) -> dict[str, Any]:
         row = self._catalog.fetchone(_FILE, (file,))
