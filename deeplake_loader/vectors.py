@@ -43,8 +43,8 @@ LARGEST = 256 << 20
 TAIL = 1 << 20
 """Bytes of resting vectors at which a column's tail is sealed: every process that opens the store reads them all."""
 
-RUN = 256
-"""Rows at which the resting values of short vectors become one: reading a value costs as much as reading 1 KB."""
+RUN, RUN_BYTES = 256, 128 << 10
+"""Rows, or bytes, at which resting values become one: reading a value costs as much as reading 10 KB."""
 
 _Key = tuple[str, str, Layout]
 _FILE = "SELECT kind, table_name, column_name, url, state, count, checks, dtype, dimension FROM _dl_files WHERE id = ?"
@@ -156,8 +156,8 @@ class Vectors(Participant):
         self._catalog.execute("INSERT INTO _dl_tail (address, data) VALUES (?, ?)", (first, pack_run(data)))
         if size >= TAIL:
             self._seal(file)
-        elif key[2].stride * RUN <= TAIL // 4 and total // RUN > (total - count) // RUN:
-            self._merge(file, total)
+        else:
+            self._merge(file, key[2], total, count)
         return range(first, first + count)
 
     def _reserve(self, key: _Key, count: int, size: int) -> tuple[int, int] | None:
@@ -202,9 +202,12 @@ class Vectors(Participant):
                 self._seal(file)
         return len(rows)
 
-    def _merge(self, file: int, total: int) -> None:
-        """Makes one value of those that begin in the last whole run of the file's ``total`` rows, or behind it."""
-        begin, end = pack_address(file, (total // RUN - 1) * RUN), pack_address(file, total)
+    def _merge(self, file: int, layout: Layout, total: int, added: int) -> None:
+        """Once a run of the file's ``total`` rows is whole, makes one value of those that begin in it or behind it."""
+        run = min(RUN, RUN_BYTES // layout.stride)
+        if run < 16 or total // run == (total - added) // run:  # few long vectors make a tail: not worth a copy
+            return
+        begin, end = pack_address(file, (total // run - 1) * run), pack_address(file, total)
         rows = self._catalog.fetchall(_RUNS, (begin, end))
         if len(rows) > 1:
             data = b"".join([unpack_run(data, f"file {file}, address {a}") for a, data in rows])
