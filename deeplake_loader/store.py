@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 
@@ -56,7 +57,7 @@ class Root:
         if not url or "\0" in url or "\\" in url or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
             raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.folder}; refused")
         path = os.path.join(self.folder, *parts)
-        real, root = os.path.realpath(path), os.path.realpath(self.folder)
+        real, root = os.path.realpath(path), _real(self.folder)
         if os.path.commonpath((real, root)) != root:
             raise StoreError(f"the file {url!r} leads outside the store ({real}); only files under {root} are read")
         return path
@@ -115,6 +116,12 @@ def sync_folder(path: str) -> None:
 def unique_name() -> str:
     """A file name that no other writer makes, sorting by the time of its making; only ``[0-9a-f-]``."""
     return f"{time.time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
+
+
+@lru_cache
+def _real(folder: str) -> str:
+    """The folder without links; asked for with every file of a store that is opened."""
+    return os.path.realpath(folder)
 
 
 def encode_name(name: str) -> str:

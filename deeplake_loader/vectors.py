@@ -43,7 +43,7 @@ LARGEST = 256 << 20
 TAIL = 1 << 20
 """Bytes of resting vectors at which a column's tail is sealed: every process that opens the store reads them all."""
 
-RUN, RUN_BYTES = 256, 128 << 10
+RUN, RUN_BYTES = 256, 64 << 10
 """Rows, or bytes, at which resting values become one: reading a value costs as much as reading 10 KB."""
 
 _Key = tuple[str, str, Layout]
