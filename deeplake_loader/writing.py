@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deeplake_loader.vectors import Vectors
 
 Validate = Literal["structure", "decode", "none"]
+_one_a_line = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Writer:
         inserts.insert_columns(self._catalog, table.name, encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
-            self._shards.write(staged, list(_describe(table, {**encoded, **filled}, kept)))
+            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept))
 
     def _defaults(
         self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, after_rowid: int
@@ -304,14 +305,24 @@ class Writer:
         return {**encoded, **filled}, staged, kept
 
 
-def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Iterator[dict[str, object]]:
-    plain = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_scalar]
-    vectors = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_vector]
-    for row in rows:
-        described: dict[str, object] = {n: scalars.jsonable(v[row]) for n, v in plain}
-        if vectors:
-            described["_dl"] = {n: v[row] for n, v in vectors}
-        yield described
+def _documents(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> list[bytes]:
+    """Each row's scalars and vectors' addresses as the JSON of its sample, put together column by column."""
+    kinds = {name: _column(table, name).type for name in encoded}
+    scalar = [name for name, kind in kinds.items() if kind.is_scalar]
+    vector = [name for name, kind in kinds.items() if kind.is_vector]
+    fields = [f"{json.dumps(name, ensure_ascii=False)}:".replace("%", "%%") + "%s" for name in (*scalar, *vector)]
+    inner = fields[len(scalar) :]
+    template = ",".join((*fields[: len(scalar)], *([f'"_dl":{{{",".join(inner)}}}'] if inner else [])))
+    texts = [_json_texts([encoded[name][row] for row in rows]) for name in (*scalar, *vector)]
+    filled = map(f"{{{template}}}".__mod__, zip(*texts, strict=True)) if texts else ["{}"] * len(rows)
+    return [text.encode() for text in filled]
+
+
+def _json_texts(values: list[scalars.SQLValue]) -> list[str]:
+    """The JSON of each value, by one call for all: JSON has no line breaks inside a scalar, so they can part them."""
+    if not {bytes, float}.isdisjoint(map(type, values)):
+        values = list(map(scalars.jsonable, values))  # type: ignore[arg-type]
+    return _one_a_line(values)[1:-1].split("\n")
 
 
 def _column(table: Table, name: str) -> Column:

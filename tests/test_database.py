@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import sqlite3
+import tarfile
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +23,7 @@ from conftest import moving_frames
 from PIL import Image as Pillow
 
 import deeplake_loader as deeplake
-from deeplake_loader import errors
+from deeplake_loader import errors, scalars
 
 GENERATIONS = """CREATE TABLE generations (id BIGINT PRIMARY KEY, prompt TEXT NOT NULL, clip_embedding VECTOR(8),
     frames VIDEO, thumbnail IMAGE, latent TENSOR(float16, 4, *), model_version TEXT, cfg_scale REAL, steps INTEGER,
@@ -363,6 +365,38 @@ def test_bulk_insert_takes_ids_of_any_array_with_the_same_log(db: deeplake.Datab
     other.close()
     assert logged == [(i, "I") for i in (1, 3, 4, 5, 7, 9)]
     assert db.execute("SELECT id, a FROM t ORDER BY id").fetchall() == [(i, i) for i in (1, 3, 4, 5, 7, 9)]
+
+
+def test_the_documents_of_a_bulk_insert_are_what_json_writes_of_each_row(db: deeplake.Database) -> None:
+    db.execute("""CREATE TABLE t (id BIGINT PRIMARY KEY, "100%s" TEXT, "sa""id" DOUBLE PRECISION, raw BYTEA, ok BOOLEAN,
+                  v VECTOR(2), "w,é" VECTOR(2), n INTEGER DEFAULT 5, x BLOB)""")
+    texts = ["plain", "two\nlines", 'quo"te\\', "é😀\u2028\x85", "%s %d", "", None]
+    numbers = [0.1, float("inf"), -float("inf"), 1e300, None, -0.0, 2.0]
+    columns = {
+        "100%s": texts, 'sa"id': numbers, "raw": [b"\0\n", None, b"", *[b"x"] * 4],
+        "ok": [True, False, None, *[True] * 4], "v": np.ones((7, 2), "f4"), "w,é": [None, *[[1, 2]] * 6],
+        "x": [b"1", None, *[b"\n"] * 5],
+    }  # fmt: skip
+    db.insert("t", columns)
+    db.insert("t", {"x": [b"alone"]})
+    db.optimize()
+    found = []
+    for path in sorted(Path(db.root).glob("shards/t/*.tar")):
+        with tarfile.open(path) as archive:
+            found += [archive.extractfile(m).read().decode() for m in archive if m.name.endswith(".json")]
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+        stored = other.execute(
+            'SELECT "100%s", "sa""id", raw, ok, v, "w,é", id, n FROM t WHERE x IS NOT NULL'
+        ).fetchall()
+    other.close()
+    documents = [json.loads(text) for text in found]
+    for document, (text, number, raw, ok, v, w, key, n), text_found in zip(documents, stored, found, strict=True):
+        expected = {"id": key, "100%s": text, 'sa"id': scalars.jsonable(number), "raw": scalars.jsonable(raw), "ok": ok}
+        expected |= {"n": n, "_dl": {"v": v, "w,é": w}}
+        if text_found is found[-1]:
+            expected = {"id": key, "100%s": None, 'sa"id': None, "raw": None, "ok": None, "n": 5}
+        assert document == expected
+        assert text_found == json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def test_a_transaction_commits_together_or_not_at_all(db: deeplake.Database) -> None:
