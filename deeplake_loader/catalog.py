@@ -19,8 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
+from typing import Any, ParamSpec, TypeVar
 
 from deeplake_loader import catalog_file, store
 from deeplake_loader.catalog_file import utc_now
@@ -36,8 +35,25 @@ from deeplake_loader.types import Table
 MAX_PLANS = 2_000
 MAX_PLAN_TEXT = 100_000  # a longer statement is one of a kind: caching it would only fill the catalog
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Parameters = Sequence[Any] | Mapping[str, Any]
 Hook = Callable[[sqlite3.Connection], None]
+
+
+def weakly(method: Callable[P, R]) -> Callable[P, R]:
+    """The bound method for SQLite to call, without holding its object: the garbage collector cannot look into what a
+    connection holds, so a handle that was dropped without ``close()`` would keep files and locks for ever."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        found = reference()
+        if found is None:
+            raise StoreError("the store's handle is gone; connect again")
+        return found(*args, **kwargs)
+
+    return call
 
 
 class Participant:
@@ -81,6 +97,26 @@ class Transaction:
     branch: int = 1
 
 
+class _Guard:
+    """Lets one thread at a time in, again and again; a class, since a statement enters a dozen times and a generator
+    would cost it 20 us. A forked child gets a new one while its parent's blocks unwind."""
+
+    __slots__ = ("_folder", "_lock", "_timeout_s")
+
+    def __init__(self, folder: str, timeout_s: float) -> None:
+        self._lock, self._folder, self._timeout_s = threading.RLock(), folder, timeout_s
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise LockedError(
+                f"another thread's transaction on {self._folder} did not end within {self._timeout_s} s; "
+                "end it, or open a handle of its own for this thread"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Catalog:
     """One process's handle on ``<root>/catalog.sqlite``; threads may share it, a forked child reconnects by itself.
 
@@ -105,7 +141,7 @@ class Catalog:
         _catalogs.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = _Guard(self.root.folder, self.timeout_s)
         self._transaction: Transaction | None = None
         self._unsettled: Transaction | None = None
         self._depth = 0
@@ -169,18 +205,8 @@ class Catalog:
 
     # -- statements ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        lock = self._lock  # a forked child gets a new one while its parent's blocks unwind
-        if not lock.acquire(timeout=self.timeout_s):
-            raise LockedError(
-                f"another thread's transaction on {self.root.folder} did not end within {self.timeout_s} s; "
-                "end it, or open a handle of its own for this thread"
-            )
-        try:
-            yield
-        finally:
-            lock.release()
+    def _guard(self) -> _Guard:
+        return self._lock
 
     def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
         """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
@@ -260,7 +286,7 @@ class Catalog:
             raise InputError("a transaction cannot begin inside a snapshot, whose reads are fixed; begin it first")
         self._settle()
         self.execute("BEGIN IMMEDIATE")
-        tx = self._transaction = Transaction(uuid4().hex, utc_now(), message, branch=self.branch)
+        tx = self._transaction = Transaction(os.urandom(16).hex(), utc_now(), message, branch=self.branch)
         self._depth = 0
         self._changes_at_start = self.connection.total_changes
         self._schema_at_start = self.schema_version()
@@ -302,7 +328,7 @@ class Catalog:
     def seal(self, branch: int, message: str | None = None) -> int:
         """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
         own, within the open transaction; what follows belongs to the next one."""
-        seq = self._number(uuid4().hex, branch, message)
+        seq = self._number(os.urandom(16).hex(), branch, message)
         self._changes_at_start = self.connection.total_changes
         return seq
 
@@ -342,7 +368,8 @@ class Catalog:
             return
         self.execute("INSERT OR REPLACE INTO _dl_meta VALUES ('settled', ?)", (tx.id,))
         self._unsettled = None
-        committed = self.fetchone("SELECT 1 FROM _dl_commits WHERE id = ?", (tx.id,)) is not None
+        query = "SELECT 1 FROM _dl_commits WHERE seq = ? AND id = ?"  # its number was its own while it held the lock
+        committed = self.fetchone(query, (tx.seq, tx.id)) is not None
         if not committed:
             tx.seq = None
         self._finish(committed=committed)
@@ -480,6 +507,10 @@ class Catalog:
                 found = (Table.from_json(definition) for (definition,) in rows)
                 self._tables = version, {table.name.lower(): table for table in found}
             return self._tables[1]
+
+    def table(self, name: str) -> Table | None:
+        """The definition of the table of that name, compared without case; None where there is none."""
+        return self.tables().get(name.lower())
 
     def put_table(self, table: Table, ddl: str) -> None:
         """Records a table's definition and the user's CREATE TABLE; the caller runs the statement itself, in the same

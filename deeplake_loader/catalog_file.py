@@ -6,8 +6,6 @@ import os
 import sqlite3
 from datetime import UTC, datetime
 from functools import lru_cache
-from urllib.parse import quote
-from uuid import uuid4
 
 from deeplake_loader import store
 from deeplake_loader.driver_errors import translate_error
@@ -19,7 +17,7 @@ FORMAT = 1
 _BOOKKEEPING = """
 CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT,
+CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, created_at TEXT NOT NULL, author TEXT,
     message TEXT, branch INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE _dl_branches (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, head INTEGER NOT NULL,
     created_at TEXT NOT NULL, deleted_at TEXT);
@@ -41,7 +39,7 @@ CREATE INDEX _dl_files_by_table ON _dl_files (table_name, kind, state);
 CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key TEXT NOT NULL, column_name TEXT NOT NULL,
     extension TEXT NOT NULL, offset INTEGER, length INTEGER NOT NULL, checks BLOB NOT NULL, info TEXT,
     PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
-CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL, document BLOB);
 CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
     UNIQUE (text, schema));
@@ -50,7 +48,7 @@ CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema I
 
 def utc_now() -> str:
     """The present UTC time as 'YYYY-MM-DD HH:MM:SS.ffffff', the form in which SQLite stores a TIMESTAMP."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return datetime.now(UTC).isoformat(" ", "microseconds")[:26]
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +82,7 @@ def connect(root: store.Root, *, read_only: bool, timeout_s: float) -> sqlite3.C
 
 
 def _dial(root: store.Root, mode: str, timeout_s: float) -> sqlite3.Connection:
-    uri = f"file:{quote(root.catalog)}?{mode}"
+    uri = f"file:{store.encode_path(root.catalog)}?{mode}"
     connection = None
     try:
         connection = sqlite3.connect(
@@ -96,6 +94,8 @@ def _dial(root: store.Root, mode: str, timeout_s: float) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits at power loss
             connection.execute("PRAGMA journal_size_limit = 67108864")
+            # Debian's SQLite would write zeros over every resting blob that has moved into its shard
+            connection.execute("PRAGMA secure_delete = OFF").fetchone()
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -118,6 +118,8 @@ def prepare_folder(root: store.Root, *, create: bool) -> None:
         return
     if not create:
         raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing)")
+    if not os.path.exists(root.catalog):  # asked again: another process may have made the store in between
+        _require_no_data(root)
     with store.file_errors("make the store's folder", root.folder):
         store.make_folder(root.folder)
 
@@ -132,7 +134,7 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
                 raise StoreError(f"{root.catalog} is another program's database ({shown}); choose another folder")
             if not create:
                 raise StoreError(f"{root.folder} is a store whose creation never finished; open it for writing once")
-            _make_tables(connection)
+            _make_tables(root, connection)
             with store.file_errors("sync", root.folder):
                 store.sync_folder(root.folder)
         row = connection.execute("SELECT value FROM _dl_meta WHERE key = 'format'").fetchone()
@@ -141,17 +143,28 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
     _check_format(root, "none" if row is None else str(row[0]))
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
+        _require_no_data(root)
         for statement in _BOOKKEEPING.split(";\n"):
             connection.execute(statement)
-        facts = (("format", str(FORMAT)), ("store_id", uuid4().hex), ("created_at", utc_now()))
+        facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
         connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
         connection.execute("INSERT INTO _dl_nodes (id, branch, seq) VALUES (1, 1, 0)")
         connection.execute("INSERT INTO _dl_branches (name, head, created_at) VALUES ('main', 1, ?)", (utc_now(),))
     connection.execute("COMMIT")
+
+
+def _require_no_data(root: store.Root) -> None:
+    """A store that has bytes but an empty catalog has lost it: a new one would give out the old addresses again."""
+    for folder in (store.SHARDS, store.VECTORS):
+        if os.path.isdir(os.path.join(root.folder, folder)):
+            raise CorruptionError(
+                f"{root.folder} holds {folder}/ but no catalog: {root.catalog} was lost or emptied; restore it from a "
+                "copy, or choose another folder for a new store"
+            )
 
 
 def _check_format(root: store.Root, found: str) -> None:

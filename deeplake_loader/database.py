@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deeplake_loader import history, kernels
 from deeplake_loader.batches import Batch, batches, known_length
 from deeplake_loader.branches import Branches
-from deeplake_loader.catalog import Catalog
+from deeplake_loader.catalog import Catalog, Participant, weakly
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
 from deeplake_loader.merging.verbs import MergingVerbs
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 SearchMetric = Literal["cosine", "l2", "inner"]
 _SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
+_MAX_PLANS = 1_000
 _VECTOR_BATCH, _BLOB_BATCH = 65_536, 2_048
 """Rows per step of a bulk insert: 200 MB of 768 float32, or 45 MB of 22 KB images, in memory at a time."""
 
@@ -89,7 +90,8 @@ def locate_store(url: str | os.PathLike[str]) -> str:
     >>> locate_store("deeplake://my-org/video-pipeline").endswith("my-org/video-pipeline")
     True
     """
-    text = os.fspath(url)
+    if not isinstance(url, str | os.PathLike) or not (text := os.fsdecode(url)) or "\0" in text:
+        raise InputError(f"a store is named by a folder's path or deeplake://org/name, got {url!r}")
     scheme, found, rest = text.partition("://")
     if not found:
         return os.path.abspath(os.path.expanduser(text))
@@ -102,6 +104,19 @@ def locate_store(url: str | os.PathLike[str]) -> str:
         raise InputError(f"{text!r} names no store; write deeplake://org/name, without empty, '.' or '..' parts")
     home = os.environ.get("DEEPLAKE_HOME") or os.path.join("~", ".deeplake")
     return os.path.join(os.path.abspath(os.path.expanduser(home)), *parts)
+
+
+class _Plans(dict[tuple[str, int], Plan], Participant):
+    """Compiled statements by text and schema number; a rolled-back number comes back for another schema."""
+
+    def rollback_to(self, _token: object) -> None:
+        self.clear()
+
+    def rolled_back(self) -> None:
+        self.clear()
+
+    def forked(self) -> None:
+        self.clear()
 
 
 class Database(BranchVerbs, MergingVerbs):
@@ -118,10 +133,12 @@ class Database(BranchVerbs, MergingVerbs):
         self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views)
         self._references = References(catalog, self._views, self._overlays)
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
-        self._plans: dict[tuple[str, int], Plan] = {}
+        self._plans = _Plans()
+        catalog.participants.append(self._plans)
         catalog.add_hook(self._vectors.register)
         self._begin_merging(self)
-        catalog.add_hook(lambda connection: shims.register(connection, catalog.now))
+        clock = weakly(catalog.now)
+        catalog.add_hook(lambda connection: shims.register(connection, clock))
 
     @property
     def root(self) -> str:
@@ -146,22 +163,27 @@ class Database(BranchVerbs, MergingVerbs):
                 PostgreSQL's result here. ConstraintError, TypeMismatchError, MediaError, DimensionError: nothing of the
                 statement was written.
         """
-        plan = self._plan(sql)
-        if plan.kind in ("select", "explain"):
-            return self._select(plan, params, sql)
-        if plan.kind in ("insert", "update", "delete"):
-            return self._modify(plan, params, sql)
-        return self._define(plan, sql)
+        kind = self._plan(sql).kind  # and planned again under the lock: until then another process may ALTER the table
+        if kind == "select":
+            with self._catalog.snapshot():
+                return self._select(self._plan(sql), params, sql)
+        if kind in ("insert", "update", "delete"):
+            return self._modify(sql, params)
+        with self._catalog.transaction():
+            self._schema.change(self._plan(sql), sql)
+        return RowSet((), (), [], rowcount=0, returns_rows=False)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:
         """One INSERT, UPDATE or DELETE for every row of parameters, all or nothing; ``rowcount`` is the total.
 
         `insert` is several times faster for many new rows.
         """
-        plan = self._plan(sql)
-        if plan.kind not in ("insert", "update", "delete") or plan.returning:
-            raise InputError("executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest")
         with self._catalog.transaction(), self._typed_errors():
+            plan = self._plan(sql)
+            if plan.kind not in ("insert", "update", "delete") or plan.returning:
+                raise InputError(
+                    "executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest"
+                )
             bound = [(self._writer.bind(plan, params, row=i), params) for i, params in enumerate(rows)]
             total = sum(self._run(plan, b, params, sql)[1] for b, params in bound)
         return RowSet((), (), [], rowcount=total, returns_rows=False)
@@ -199,7 +221,15 @@ class Database(BranchVerbs, MergingVerbs):
         physical = {table.name: self._overlays.target(table.name) for table in tables.values()}
         return compile_statement(sql, tables, physical=physical)
 
+    def _plan_stream(self, sql: str) -> Plan:
+        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
+        if plan.kind != "select":
+            raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
+        return plan
+
     def _cached(self, key: str, sql: str, compile_: Any) -> Plan:
+        if not isinstance(sql, str):
+            raise InputError(f"a statement is a str, got {type(sql).__name__}")
         version = self._catalog.schema_version()
         plan = self._plans.get((key, version))
         if plan is None:
@@ -208,13 +238,13 @@ class Database(BranchVerbs, MergingVerbs):
             if plan is None:
                 plan = compile_(sql, self._catalog.tables())
                 self._catalog.put_plan(key, plan.to_json())
-            if len(self._plans) >= 1_000:
+            if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[key, version] = plan
         return plan
 
     def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
-        with self._catalog.snapshot(), self._typed_errors():
+        with self._typed_errors():
             self._views.refresh(plan.reads)
             records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
             if plan.counted is not None and self._views.in_parts(plan.counted.table):
@@ -249,8 +279,9 @@ class Database(BranchVerbs, MergingVerbs):
         value = given if isinstance(given, int) else self._writer.bind(plan, params, binds=[given]).values[0]
         return value if isinstance(value, int) and value >= 0 else None
 
-    def _modify(self, plan: Plan, params: object, sql: str) -> RowSet:
+    def _modify(self, sql: str, params: object) -> RowSet:
         with self._catalog.transaction(), self._typed_errors():
+            plan = self._plan(sql)
             bound = self._writer.bind(plan, params)
             records, rowcount, lastrowid = self._run(plan, bound, params, sql)
         if plan.returning:
@@ -284,13 +315,6 @@ class Database(BranchVerbs, MergingVerbs):
                 raise
             raise kept from error
 
-    # -- tables ----------------------------------------------------------------------------------------------------
-
-    def _define(self, plan: Plan, sql: str) -> RowSet:
-        with self._catalog.transaction():
-            self._schema.change(plan, sql)
-        return RowSet((), (), [], rowcount=0, returns_rows=False)
-
     # -- bulk ------------------------------------------------------------------------------------------------------
 
     def insert(self, table: str, rows: object, *, validate: Validate = "structure", progress: bool = False) -> int:
@@ -304,10 +328,12 @@ class Database(BranchVerbs, MergingVerbs):
                 ``none``: nothing.
             progress: show a progress bar.
         """
-        definition = self._table(table)
-        size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
+        if validate not in get_args(Validate):
+            raise InputError(f"validate={validate!r} is none of {', '.join(get_args(Validate))}")
         done = 0
         with self._catalog.transaction(), _bar(rows, progress) as bar:
+            definition = self._table(table)
+            size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
             for batch in batches(rows, size=size):
                 self._insert_batch(definition, batch, done, validate)
                 done += batch.count
@@ -350,9 +376,9 @@ class Database(BranchVerbs, MergingVerbs):
         return keys[0][0] if len(keys) == 1 and keys[0][1].upper() == "INTEGER" else None
 
     def _table(self, name: str) -> Table:
-        found = self._catalog.tables().get(name)
+        found = self._catalog.table(name) if isinstance(name, str) else None
         if found is None:
-            known = ", ".join(self._catalog.tables()) or "none yet"
+            known = ", ".join(t.name for t in self._catalog.tables().values()) or "none yet"
             raise NotFoundError(f"there is no table {name!r}; tables: {known}")
         return found
 
@@ -412,11 +438,10 @@ class Database(BranchVerbs, MergingVerbs):
             raise InputError(
                 "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
             )
-        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
-        if plan.kind != "select":
-            raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
-        with self._catalog.snapshot():
-            rows, commit = self._select(plan, params, sql), self._catalog.head()
+        self._plan_stream(sql)
+        with self._catalog.snapshot() as commit:
+            plan = self._plan_stream(sql)
+            rows = self._select(plan, params, sql)
         options.setdefault("ordered", plan.ordered)
         return Stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 
@@ -477,7 +502,9 @@ class Database(BranchVerbs, MergingVerbs):
 
 
 def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
-    values = next(v for name, v in columns.items() if name.lower() == key.lower())
+    values: Any = next(v for name, v in columns.items() if name.lower() == key.lower())
+    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
+        return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)
 
 

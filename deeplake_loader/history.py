@@ -91,7 +91,7 @@ def install(catalog: Catalog, table: str) -> None:
         raise InputError(f"table {table!r} has no primary key, so its rows cannot be followed; declare one")
     catalog.execute(_create_log(shape))
     key = quote_identifiers(shape.key)
-    index, log = quote_identifier(f"{shape.log}_key"), quote_identifier(shape.log)
+    index, log = quote_identifier(f"{RESERVED_PREFIX}key.{table}"), quote_identifier(shape.log)
     catalog.execute(f"CREATE INDEX {index} ON {log} ({key}, _dl_seq)")
     _create_triggers(catalog, shape)
 

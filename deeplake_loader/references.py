@@ -16,6 +16,7 @@ from deeplake_loader.branches import overlay_name
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import ConstraintError
 from deeplake_loader.overlays import BranchWriter
+from deeplake_loader.store import encode_name
 from deeplake_loader.table_text import deferred_columns
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
 from deeplake_loader.views import Views, same_key
@@ -36,7 +37,7 @@ class Reference:
     @property
     def gone(self) -> str:
         """The TEMP table of referenced values that were taken away: old ones, and new ones of an update."""
-        return f"{RESERVED_PREFIX}gone_{self.table}_{'_'.join(self.columns)}"
+        return f"{RESERVED_PREFIX}gone.{'.'.join(map(encode_name, (self.table, self.parent, *self.columns)))}"
 
     def has_parent(self, child: str) -> str:
         """That a row of the branch is the parent of row ``child``."""
@@ -105,7 +106,7 @@ class References(Participant):
     def _watch_parent(self, r: Reference, number: int, on: str, quiet: str) -> None:
         gone, count = quote_identifier(r.gone), len(r.columns)
         columns = ", ".join(f"{side}{i}" for side in "on" for i in range(count))
-        for name in (r.gone, r.gone + "_now"):
+        for name in (r.gone, r.gone + ".."):
             self._catalog.execute(f"CREATE TEMP TABLE IF NOT EXISTS {quote_identifier(name)} (op, {columns})")
         old, new = (", ".join(f"{s}.{quote_identifier(c)}" for c in r.referenced) for s in ("OLD", "NEW"))
         moved = " OR ".join(f"OLD.{q} IS NOT NEW.{q}" for q in map(quote_identifier, r.referenced))
@@ -137,7 +138,7 @@ class References(Participant):
 
     def _act(self, r: Reference) -> bool:
         """Look after the children of values that are gone; whether any was changed."""
-        noted, gone = f"temp.{quote_identifier(r.gone)}", f"temp.{quote_identifier(r.gone + '_now')}"
+        noted, gone = f"temp.{quote_identifier(r.gone)}", f"temp.{quote_identifier(r.gone + '..')}"
         if self._catalog.fetchone(f"SELECT 1 FROM {noted} LIMIT 1") is None:
             return False
         with self._catalog.private():  # what follows may take more values away from the same table

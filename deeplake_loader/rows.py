@@ -6,7 +6,6 @@ Python values when it is looked at, and a handle asks the `Source` that made it 
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -187,10 +186,11 @@ def _rebuild_row(names: tuple[str, ...], values: tuple[Any, ...]) -> Row:
 
 @lru_cache(maxsize=512)
 def row_class(names: tuple[str, ...]) -> type[Row]:
-    """The Row subclass of these column names; of equal names the first one gives the attribute."""
+    """The Row subclass of these column names; of equal names the first one gives the attribute. A column that is named
+    like a method that dict() and pickling need is reached by its key alone."""
     getters: dict[str, Any] = {}
     for i, name in enumerate(names):
-        if name.isidentifier() and not name.startswith("__"):
+        if name.isidentifier() and not name.startswith("__") and name not in Row.__dict__:
             getters.setdefault(name, property(_getter(i)))
     return type("Row", (Row,), {"_fields": names, "__slots__": (), **getters})
 
@@ -305,6 +305,8 @@ class RowSet(Sequence[Row]):
 
     def digest(self) -> str:
         """Hex sha256 over names, order and content: keys and addresses where the rows have keys, else every value."""
+        import hashlib
+
         digest = hashlib.sha256(repr(self.names).encode())
         by_key = self._width > len(self.names)
         chosen = [i for i, kind in enumerate(self.types) if not by_key or (kind is not None and not kind.is_scalar)]
@@ -333,7 +335,10 @@ class RowSet(Sequence[Row]):
             values = self.raw(i)
         elif kind is not None and kind.name == "UUID":
             values = [None if v is None else str(v) for v in values]
-        return pa.array(values, _arrow_type(kind))
+        try:
+            return pa.array(values, _arrow_type(kind))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"column {self.names[i]!r} makes no Arrow array: {error}; CAST it in the query") from error
 
     def _arrow_vectors(self, i: int, kind: ColumnType) -> pa.Array:
         import numpy as np
@@ -405,6 +410,8 @@ def _arrow_type(kind: ColumnType | None) -> pa.DataType | None:
 
     if kind is None:
         return None
+    if kind.name == "NUMERIC" and kind.option("precision") is not None:
+        return pa.decimal128(int(kind.option("precision") or 0), int(kind.option("scale") or 0))
     simple = {
         "TEXT": pa.string(), "SMALLINT": pa.int16(), "INTEGER": pa.int32(), "BIGINT": pa.int64(), "REAL": pa.float64(),
         "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_(), "TIMESTAMP": pa.timestamp("us"), "DATE": pa.date32(),

@@ -1,7 +1,8 @@
 """Changes of tables, for main and every branch in one transaction.
 
 The schema belongs to the store. What adds something appears everywhere; what would take rows or values from a branch
-or a tag is refused by its name.
+or a tag is refused by its name. A table has an undo log with its triggers (`history`), an index on every vector column,
+by which the fast path's last statement finds its winners, and a recorded definition.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from deeplake_loader import history
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
 from deeplake_loader.catalog import Catalog
-from deeplake_loader.errors import ConstraintError, InputError, UnsupportedSQLError
+from deeplake_loader.errors import ConstraintError, InputError, SQLError, UnsupportedSQLError
 from deeplake_loader.overlays import copy_indexes, create_public_view, drop_public_views
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.states import select_sql
+from deeplake_loader.store import encode_name
 from deeplake_loader.table_text import copied_alter
 from deeplake_loader.types import RESERVED_PREFIX, Table, quote_identifier
 from deeplake_loader.views import Views
@@ -27,7 +29,14 @@ class Schema:
         self._catalog, self._views, self._branches = catalog, views, Branches(catalog)
 
     def change(self, plan: Plan, sql: str) -> None:
-        """Run a compiled definition (caller's transaction)."""
+        """Do what the plan of a definition says, or nothing where IF EXISTS or IF NOT EXISTS leaves nothing to do.
+
+        Raises:
+            SQLError: SQLite refuses the statement, or a table's name differs from another one's in case alone.
+            UnsupportedSQLError: a table would get another name.
+            InputError: a branch or a tag would lose rows or values.
+            ConstraintError: a unique index that the rows of a branch break.
+        """
         self._views.clear()  # SQLite would take the view for the table
         if plan.missing_ok and self._is_settled(plan):
             return
@@ -41,17 +50,22 @@ class Schema:
         """IF EXISTS and IF NOT EXISTS: nothing is left to do."""
         if plan.kind in ("create_index", "drop_index"):
             return (self._indexed_table(plan.target or "") is not None) == (plan.kind == "create_index")
-        exists = plan.target in self._catalog.tables()
+        exists = self._catalog.table(plan.target or "") is not None
         return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
     def _create_table(self, plan: Plan, sql: str) -> None:
+        table = plan.definition
+        if table is None:
+            return
+        known = self._catalog.table(table.name)
+        if known is not None and known.name != table.name:  # SQLite takes Ä and ä for two names, this catalog for one
+            raise SQLError(f"there is already a table {known.name!r}; names must differ in more than case", sql=sql)
         self._catalog.execute(plan.sql, user_sql=sql)
-        assert plan.definition is not None
-        history.install(self._catalog, plan.definition.name)
-        self._catalog.put_table(plan.definition, sql)
-        self._index_vectors("CREATE INDEX {index} ON {table} ({column})", plan.definition)
+        history.install(self._catalog, table.name)
+        self._catalog.put_table(table, sql)
+        self._index_vectors(table)
 
     def _drop_table(self, plan: Plan, sql: str) -> None:
         table = plan.target or ""
@@ -68,8 +82,8 @@ class Schema:
 
     def _alter(self, plan: Plan, sql: str) -> None:
         table, after = plan.target or "", plan.definition
-        before = self._catalog.tables()[table]
-        if after is None or after.name != table:
+        before = self._catalog.table(table)
+        if before is None or after is None or after.name != table:
             raise UnsupportedSQLError(
                 "ALTER TABLE ... RENAME TO is not supported: shards and logs carry the name", sql=sql
             )
@@ -78,13 +92,14 @@ class Schema:
                 given = f"{quote_identifier(column.name)} IS NOT NULL"
                 self._refuse_loss(table, given, f"values of {column.name!r}", "drop the column")
         with self._public_views_aside(table):
-            self._index_vectors("DROP INDEX IF EXISTS {index}", before)
+            for index in _vector_indexes(before):
+                self._catalog.execute(f"DROP INDEX IF EXISTS main.{quote_identifier(index)}")
             self._alter_copies(plan, table)
             history.drop_triggers(self._catalog, table)
             self._catalog.execute(plan.sql, user_sql=sql)
             self._rebuild(plan, table)
             self._catalog.put_table(after, sql)
-            self._index_vectors("CREATE INDEX {index} ON {table} ({column})", after)
+            self._index_vectors(after)
             for branch in self._holders(table):
                 copy_indexes(self._catalog, branch, table)
 
@@ -108,15 +123,10 @@ class Schema:
             history.rename_column(self._catalog, real, old, new)
         history.rebuild(self._catalog, real)
 
-    def _index_vectors(self, statement: str, table: Table) -> None:
-        """An index on every vector column: the fast path's last statement finds its winners by address."""
-        for column in table.vectors:
-            names = {
-                "index": f"{RESERVED_PREFIX}{table.name}_{column.name}",
-                "table": table.name,
-                "column": column.name,
-            }
-            self._catalog.execute(statement.format(**{k: quote_identifier(v) for k, v in names.items()}))
+    def _index_vectors(self, table: Table) -> None:
+        for column, index in zip(table.vectors, _vector_indexes(table), strict=True):
+            where = f"{quote_identifier(table.name)} ({quote_identifier(column.name)})"
+            self._catalog.execute(f"CREATE INDEX {quote_identifier(index)} ON {where}")
 
     # -- indexes ---------------------------------------------------------------------------------------------------
 
@@ -213,3 +223,8 @@ class _ViewsAside:
             for branch in self._holders:
                 for table in Branches(self._catalog).overlays(branch.id):
                     create_public_view(self._catalog, branch.id, table, branch.name)
+
+
+def _vector_indexes(table: Table) -> list[str]:
+    """A name per vector column that no other table's columns can give, as encoded names hold no dot."""
+    return [f"{RESERVED_PREFIX}vector.{encode_name(table.name)}.{encode_name(c.name)}" for c in table.vectors]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -177,6 +176,8 @@ class Finisher(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        import hashlib
+
         try:
             with store.file_errors("read", self.path), open(self.path, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno()).st_size

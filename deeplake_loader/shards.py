@@ -21,6 +21,7 @@ from deeplake_loader import store
 from deeplake_loader.blobs import BlobReader, checksums
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
+from deeplake_loader.inserts import insert_columns
 from deeplake_loader.shard_file import Mark, ShardFile, write_sidecar
 from deeplake_loader.tar import BLOCK, Headers, padded, padding
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address
@@ -32,10 +33,7 @@ MAX_RESTING_SHARD = 8 << 20
 
 _JSON_GUESS = 1 << 10  # what a row's scalars are taken for when a shard is chosen; their real size comes with write()
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}\Z")
-_INSERT_MEMBER = (
-    "INSERT INTO _dl_members (file, ordinal, key, column_name, extension, offset, length, checks, info) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_MEMBER = ("file", "ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -108,7 +106,7 @@ class Shards(BlobReader, Participant):
                 )
         sizes = [sum(len(blob.data) for blob in row) for row in rows]
         rests = not bulk and sum(sizes) < MAX_RESTING_STATEMENT
-        rests = rests and all(len(blob.data) < MAX_RESTING_BLOB for row in rows for blob in row)
+        rests = rests and all(rows) and all(len(blob.data) < MAX_RESTING_BLOB for row in rows for blob in row)
         staged = Staged([], [])
         for shard, start, stop, planned in self._split(table, rows, sizes, rests):
             self._reserve(staged, shard, rows[start:stop], planned, rests)
@@ -140,7 +138,7 @@ class Shards(BlobReader, Participant):
         for row in rows:
             firsts.append(ordinal)
             staged.addresses.append(list(range(base + ordinal, base + ordinal + len(row))))
-            ordinal += max(len(row) + rests, 1)  # resting scalars take a number too, and so does a row without blobs
+            ordinal += max(len(row), 1)  # a row without blobs takes a number, too: its key has it
         if ordinal > MAX_ORDINAL:
             raise InputError(f"a shard holds at most {MAX_ORDINAL} blobs; lower max_shard_bytes")
         shard.mark = Mark(shard.mark.end, ordinal, shard.mark.resting)
@@ -149,11 +147,11 @@ class Shards(BlobReader, Participant):
         self._touched[shard.id] = shard
         staged.parts.append(Part(shard, rows, firsts, planned, rests))
 
-    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object]]) -> None:
+    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes]) -> None:
         """Writes the staged blobs with each row's scalars, in the same transaction.
 
         Args:
-            scalars: per staged row what its ``<key>.json`` holds; must be JSON-able.
+            scalars: per staged row what its ``<key>.json`` holds: a JSON-able mapping, or the file's bytes.
         """
         if len(scalars) != len(staged.addresses):
             raise InputError(f"{len(staged.addresses)} rows were staged, got the scalars of {len(scalars)}")
@@ -176,35 +174,31 @@ class Shards(BlobReader, Participant):
         keys = [f"{shard.name}-{first:06d}" for first in part.firsts]
         buffers, places, size = _lay_out(shard.mark.end, keys, part.rows, documents)
         shard.append(buffers, size)
-        members = (
-            (
-                shard.id,
-                first + i,
-                key,
-                blob.column,
-                blob.extension,
-                place,
-                len(blob.data),
-                checksums(blob.data),
-                blob.info,
-            )
-            for key, row, first, offsets in zip(keys, part.rows, part.firsts, places, strict=True)
-            for i, (blob, place) in enumerate(zip(row, offsets, strict=True))
+        self._insert_members(
+            [
+                (shard.id, ordinal, key, b.column, b.extension, place, len(b.data), checksums(b.data), b.info)
+                for key, row, first, offsets in zip(keys, part.rows, part.firsts, places, strict=True)
+                for ordinal, b, place in zip(range(first, first + len(row)), row, offsets, strict=True)
+            ]
         )
-        self.catalog.executemany(_INSERT_MEMBER, members)
+
+    def _insert_members(self, members: Sequence[tuple[Any, ...]]) -> None:
+        if members:
+            columns = dict(zip(_MEMBER, zip(*members, strict=True), strict=True))
+            insert_columns(self.catalog, "_dl_members", columns)
 
     def _rest(self, part: Part, documents: Sequence[bytes]) -> None:
         shard, members, resting = part.shard, [], []
         for row, first, document in zip(part.rows, part.firsts, documents, strict=True):
             key = f"{shard.name}-{first:06d}"
-            for i, blob in enumerate((*row, Member("", document, "json"))):
-                data = bytes(blob.data)
-                facts = (blob.column, blob.extension, None, len(data), checksums(data), blob.info)
-                members.append((shard.id, first + i, key, *facts))
-                resting.append((pack_address(shard.id, first + i), data))
-        self.catalog.executemany(_INSERT_MEMBER, members)
-        self.catalog.executemany("INSERT INTO _dl_resting (address, data) VALUES (?, ?)", resting)
-        size = sum(len(data) for _, data in resting)
+            for ordinal, blob in enumerate(row, first):
+                facts = (blob.column, blob.extension, None, len(blob.data), checksums(blob.data), blob.info)
+                members.append((shard.id, ordinal, key, *facts))
+                last = document if ordinal == first + len(row) - 1 else None
+                resting.append((pack_address(shard.id, ordinal), blob.data, last))
+        self._insert_members(members)
+        self.catalog.executemany("INSERT INTO _dl_resting (address, data, document) VALUES (?, ?, ?)", resting)
+        size = sum(len(blob.data) for row in part.rows for blob in row) + sum(map(len, documents))
         shard.mark = Mark(shard.mark.end, shard.mark.count, shard.mark.resting + size)
 
     def _move_resting(self, shard: ShardFile) -> None:
@@ -213,21 +207,23 @@ class Shards(BlobReader, Participant):
             return
         self._touched[shard.id] = shard
         rows = self.catalog.fetchall(
-            "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data FROM _dl_members m "
+            "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data, r.document FROM _dl_members m "
             "JOIN _dl_resting r ON r.address = m.file << ? | m.ordinal "
             "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
             (ORDINAL_BITS, shard.id),
         )
         buffers, moved, offset, headers = [], [], shard.mark.end, Headers()
-        for ordinal, key, column, extension, data in rows:
-            head = headers.header(_member_name(key, column, extension), len(data))
+        for ordinal, key, column, extension, data, document in rows:
+            head = headers.header(f"{key}.{store.encode_name(column)}.{extension}", len(data))
             moved.append((offset + len(head), shard.id, ordinal))
-            buffers.append(b"".join((head, data, padding(len(data)))))
+            parts = [head, data, padding(len(data))]
+            if document is not None:  # it stands behind the last blob of its row
+                parts += headers.header(f"{key}.json", len(document)), document, padding(len(document))
+            buffers.append(b"".join(parts))
             offset += len(buffers[-1])
         shard.append(buffers, offset - shard.mark.end)
         shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
         self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
-        self.catalog.execute("DELETE FROM _dl_members WHERE file = ? AND column_name = ''", (shard.id,))
         first = pack_address(shard.id, 0)
         self.catalog.execute("DELETE FROM _dl_resting WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
 
@@ -403,37 +399,50 @@ class Shards(BlobReader, Participant):
         self._retired.append(shard)
 
 
-def _document(scalars: Mapping[str, object]) -> bytes:
+def _document(scalars: Mapping[str, object] | bytes) -> bytes:
+    if isinstance(scalars, bytes):
+        return scalars
     try:
         return _encode(scalars).encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"a row's scalars cannot be written as JSON ({error}): {list(scalars)}") from error
 
 
-def _member_name(key: str, column: str, extension: str) -> str:
-    return f"{key}.{store.encode_name(column)}.{extension}" if column else f"{key}.{extension}"
-
-
 def _lay_out(
     end: int, keys: Sequence[str], rows: Sequence[Sequence[Member]], documents: Sequence[bytes]
 ) -> tuple[list[bytes | memoryview], list[list[int]], int]:
     """(what to write from ``end`` on, each blob's offset per row, bytes in all); the blobs' own buffers, not copied."""
-    headers, names = Headers(), {b.column: store.encode_name(b.column) for row in rows for b in row}
+    heads = iter(_headers(keys, rows, documents))
     buffers: list[bytes | memoryview] = []
     places: list[list[int]] = []
     offset, between = end, b""
-    for key, row, document in zip(keys, rows, documents, strict=True):
+    for row, document in zip(rows, documents, strict=True):
         offsets = []
         for blob in row:
             size = len(blob.data)
-            head = headers.header(f"{key}.{names[blob.column]}.{blob.extension}", size)
-            buffers += between + head, blob.data
+            head = next(heads)
+            buffers += b"".join((between, head)), blob.data
             offset += len(head)
             offsets.append(offset)
             offset, between = offset + padded(size), padding(size)
-        head = headers.header(f"{key}.json", len(document))
+        head = next(heads)
         between = b"".join((between, head, document, padding(len(document))))
         offset += len(head) + padded(len(document))
         places.append(offsets)
     buffers.append(between)
     return buffers, places, offset - end
+
+
+def _headers(
+    keys: Sequence[str], rows: Sequence[Sequence[Member]], documents: Sequence[bytes]
+) -> Sequence[bytes | memoryview]:
+    """The header of every member in order: a row's blobs, then its document."""
+    columns = {b.column: store.encode_name(b.column) for row in rows for b in row}
+    names, sizes = [], []
+    for key, row, document in zip(keys, rows, documents, strict=True):
+        for blob in row:
+            names.append(f"{key}.{columns[blob.column]}.{blob.extension}")
+            sizes.append(len(blob.data))
+        names.append(f"{key}.json")
+        sizes.append(len(document))
+    return Headers().many(names, sizes)

@@ -11,12 +11,11 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from functools import lru_cache
 
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 
@@ -27,6 +26,7 @@ VECTORS = "vectors"
 _IOV_MAX = 1024  # Linux's limit of buffers in one pwritev
 _F_FULLFSYNC = 51  # macOS; Python names it there only
 _SAFE = re.compile(r"[A-Za-z0-9_-]+\Z")
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_./-]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Root:
         if not url or "\0" in url or "\\" in url or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
             raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.folder}; refused")
         path = os.path.join(self.folder, *parts)
-        real, root = os.path.realpath(path), os.path.realpath(self.folder)
+        real, root = os.path.realpath(path), _real(self.folder)
         if os.path.commonpath((real, root)) != root:
             raise StoreError(f"the file {url!r} leads outside the store ({real}); only files under {root} are read")
         return path
@@ -115,7 +115,13 @@ def sync_folder(path: str) -> None:
 
 def unique_name() -> str:
     """A file name that no other writer makes, sorting by the time of its making; only ``[0-9a-f-]``."""
-    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(5)}"
+    return f"{time.time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
+
+
+@lru_cache
+def _real(folder: str) -> str:
+    """The folder without links; asked for with every file of a store that is opened."""
+    return os.path.realpath(folder)
 
 
 def encode_name(name: str) -> str:
@@ -126,12 +132,29 @@ def encode_name(name: str) -> str:
     """
     if _SAFE.match(name):
         return name
+    from urllib.parse import quote
+
     return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
 def decode_name(name: str) -> str:
     """The name that ``encode_name`` was given."""
+    from urllib.parse import unquote
+
     return unquote(name)
+
+
+def encode_path(path: str) -> str:
+    """A file's path as part of a URI.
+
+    >>> encode_path("/data/my store?/catalog.sqlite")
+    '/data/my%20store%3F/catalog.sqlite'
+    """
+    if _SAFE_PATH.match(path):  # nearly every one: urllib would cost a cold start 3 ms
+        return path
+    from urllib.parse import quote
+
+    return quote(path)
 
 
 def try_lock(fd: int) -> bool:

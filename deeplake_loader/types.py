@@ -19,6 +19,7 @@ TENSOR_DTYPES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "bfloat16", "float32", "float64", "complex64", "complex128",
 )  # fmt: skip
+_STORED_APART = frozenset((*BLOBS, "VECTOR"))
 MAX_DIMENSION = 65_536
 
 RESERVED_PREFIX = "_dl_"
@@ -92,7 +93,7 @@ class ColumnType:
 
     @property
     def is_scalar(self) -> bool:
-        return not self.is_vector and not self.is_blob
+        return self.name not in _STORED_APART
 
     @property
     def dimension(self) -> int:

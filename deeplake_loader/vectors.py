@@ -1,10 +1,10 @@
 """The vector columns of a store: rows of matrices, by address.
 
 Vectors of small transactions rest in the catalog (one value per append, under an ordinal of the column's open file) and
-move to one sealed .npy at 8 MB; an append of 1 MB or more goes to a .npy at once, the one that the same transaction
+move to one sealed .npy at 1 MB; an append of 1 MB or more goes to a .npy at once, the one that the same transaction
 began, if any. Either way the address was given at the append and never changes: sealing moves bytes, not rows.
 
-    append < 1 MB -> _dl_tail --- 8 MB or seal() ---.
+    append < 1 MB -> _dl_tail --- 1 MB or seal() ---.
     append >= 1 MB ---------------------------------+-> vectors/<table>/<column>/<name>.npy
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import scoring, store
-from deeplake_loader.catalog import Catalog, Participant
+from deeplake_loader.catalog import Catalog, Participant, weakly
 from deeplake_loader.errors import (
     CorruptionError,
     DeeplakeError,
@@ -40,11 +40,16 @@ BULK = 1 << 20
 LARGEST = 256 << 20
 """Bytes up to which a transaction's further appends extend the file that it began."""
 
-TAIL = 8 << 20
-"""Bytes of resting vectors at which a column's tail is sealed."""
+TAIL = 1 << 20
+"""Bytes of resting vectors at which a column's tail is sealed: every process that opens the store reads them all."""
+
+RUN, RUN_BYTES = 256, 64 << 10
+"""Rows, or bytes, at which resting values become one: reading a value costs as much as reading 10 KB."""
 
 _Key = tuple[str, str, Layout]
 _FILE = "SELECT kind, table_name, column_name, url, state, count, checks, dtype, dimension FROM _dl_files WHERE id = ?"
+
+_RUNS = "SELECT address, data FROM _dl_tail WHERE address BETWEEN ? AND ? ORDER BY address"
 
 
 class Vectors(Participant):
@@ -67,7 +72,8 @@ class Vectors(Participant):
         self._written: list[tuple[int, Written]] = []
         self._growing: dict[_Key, tuple[int, int, Written]] = {}  # (file, rows, file being written)
         self._error: DeeplakeError | None = None
-        self._functions = [ScoreFunction(name, self.matrix, self._keep_error) for name in scoring.FUNCTIONS]
+        find, keep = weakly(self.matrix), weakly(self._keep_error)
+        self._functions = [ScoreFunction(name, find, keep) for name in scoring.FUNCTIONS]
         catalog.participants.append(self)
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -150,6 +156,8 @@ class Vectors(Participant):
         self._catalog.execute("INSERT INTO _dl_tail (address, data) VALUES (?, ?)", (first, pack_run(data)))
         if size >= TAIL:
             self._seal(file)
+        else:
+            self._merge(file, key[2], total, count)
         return range(first, first + count)
 
     def _reserve(self, key: _Key, count: int, size: int) -> tuple[int, int] | None:
@@ -193,6 +201,19 @@ class Vectors(Participant):
             for (file,) in rows:
                 self._seal(file)
         return len(rows)
+
+    def _merge(self, file: int, layout: Layout, total: int, added: int) -> None:
+        """Once a run of the file's ``total`` rows is whole, makes one value of those that begin in it or behind it."""
+        run = min(RUN, RUN_BYTES // layout.stride)
+        if run < 16 or total // run == (total - added) // run:  # few long vectors make a tail: not worth a copy
+            return
+        begin, end = pack_address(file, (total // run - 1) * run), pack_address(file, total)
+        rows = self._catalog.fetchall(_RUNS, (begin, end))
+        if len(rows) > 1:
+            data = b"".join([unpack_run(data, f"file {file}, address {a}") for a, data in rows])
+            self._catalog.execute("DELETE FROM _dl_tail WHERE address BETWEEN ? AND ?", (begin, end))
+            values = (rows[0][0], pack_run(memoryview(data)))
+            self._catalog.execute("INSERT INTO _dl_tail (address, data) VALUES (?, ?)", values)
 
     def _seal(self, file: int) -> None:
         """Moves an open file's rows from the catalog into its .npy; addresses stay."""
@@ -305,7 +326,8 @@ class Vectors(Participant):
         """The file of that number as a matrix that holds at least row ``ordinal``; bytes not yet verified."""
         known = self._matrices.get(file)
         if known is None or ordinal >= known.count:
-            known = self._matrices[file] = self._load(file, known)
+            with self._catalog.snapshot():  # another process may seal the file between two reads
+                known = self._matrices[file] = self._load(file, known)
         if ordinal >= known.count:
             raise NotFoundError(f"file {file} of the vectors holds {known.count} rows; row {ordinal} was never written")
         return known
@@ -315,10 +337,15 @@ class Vectors(Participant):
         layout = Layout(row["dimension"], row["dtype"])
         if row["state"] == "sealed":
             return Sealed(self._catalog.root.path(row["url"]), row["url"], layout, row["count"], row["checks"])
-        data = known.data if isinstance(known, Tail) else b""
+        held = known.data if isinstance(known, Tail) else b""
         first = pack_address(file, 0)
-        fresh = self._runs(row["url"], first + len(data) // layout.stride, first + MAX_ORDINAL)
-        return Tail(layout, b"".join((data, *fresh)))
+        after = first + len(held) // layout.stride
+        # the value that holds the next row may begin before it: another process may have made one of several
+        sql = "SELECT max(address) FROM _dl_tail WHERE address BETWEEN ? AND ?"
+        begin = self._catalog.fetchone(sql, (first, after))
+        start = after if begin[0] is None else int(begin[0])
+        fresh = b"".join(self._runs(row["url"], start, first + MAX_ORDINAL))
+        return Tail(layout, held + fresh[(after - start) * layout.stride :])
 
     def _file_row(self, file: int) -> dict[str, Any]:
         row = self._catalog.fetchone(_FILE, (file,))
@@ -331,8 +358,7 @@ class Vectors(Participant):
         return named
 
     def _runs(self, url: str, first: int, last: int) -> Iterable[memoryview]:
-        sql = "SELECT address, data FROM _dl_tail WHERE address BETWEEN ? AND ? ORDER BY address"
-        return [unpack_run(data, f"{url}, address {a}") for a, data in self._catalog.fetchall(sql, (first, last))]
+        return [unpack_run(data, f"{url}, address {a}") for a, data in self._catalog.fetchall(_RUNS, (first, last))]
 
     # -- scores --------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import NotFoundError
 from deeplake_loader.history import Shape, Term
 from deeplake_loader.sql.counting import less_name, more_name
+from deeplake_loader.store import encode_name
 from deeplake_loader.table_text import copied_index, copied_table
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
 
@@ -266,7 +267,7 @@ class Views(Participant):
             if kind == "table":
                 self._catalog.execute(copied_table(sql, table, layer.images_name, temporary=True))
             else:
-                index = f"{layer.images_name}_{name}"
+                index = f"{RESERVED_PREFIX}index.{encode_name(layer.real)}.{encode_name(name)}"
                 self._catalog.execute(copied_index(sql, index, layer.images_name, schema="temp", unique=False))
 
     def _make_views(self, view: View, base: Layer) -> None:

@@ -7,13 +7,14 @@ out inside the running transaction, so a statement that fails takes its bytes ba
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import codecs, scalars
+from deeplake_loader import codecs, inserts, scalars
 from deeplake_loader.errors import InputError, NotFoundError, TypeMismatchError
 from deeplake_loader.rows import Blob, Vector
+from deeplake_loader.scalar_columns import encode_column
 from deeplake_loader.shards import Member
 from deeplake_loader.sql.plan import WINNERS
 from deeplake_loader.types import Column, ColumnType, Table, quote_identifier, quote_identifiers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from deeplake_loader.vectors import Vectors
 
 Validate = Literal["structure", "decode", "none"]
+_one_a_line = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Writer:
 
     def _read_back(self, table: str, rowid: int, bound: Bound) -> dict[str, object] | None:
         """The row as inserted, defaults and generated id included; None if that rowid is not this statement's row."""
-        definition, sample = self._catalog.tables()[table], bound.samples[0]
+        definition, sample = self._catalog.tables()[table.lower()], bound.samples[0]
         kept = [c for c in definition.columns if c.type.is_scalar]
         first = quote_identifier(sample.members[0].column)
         names = quote_identifiers(c.name for c in kept) or "1"
@@ -228,7 +230,7 @@ class Writer:
         for column, values in zip(chosen, columns.values(), strict=True):
             where = f"column {column.name!r} of {table.name!r}"
             if column.type.is_scalar:
-                encoded[column.name] = _scalar_column(column.type, values, where, first_row)
+                encoded[column.name] = encode_column(column.type, values, where, first_row=first_row)
             elif column.type.is_vector:
                 encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
             else:
@@ -238,15 +240,12 @@ class Writer:
                     column.type, fresh, validate=validate, where=where, first_row=first_row
                 )
         encoded, staged, kept = self._stage_columns(table, encoded, blobs, count)
-        names = list(encoded)
-        sql = (
-            f"INSERT INTO main.{quote_identifier(self._target(table.name))} ({quote_identifiers(names)}) "
-            f"VALUES ({', '.join('?' * len(names))})"
-        )
-        self._catalog.executemany(sql, zip(*encoded.values(), strict=True))
+        if not encoded:
+            raise InputError(f"rows for {table.name!r} that name no column; give a column of each row, None for NULL")
+        inserts.insert_columns(self._catalog, self._target(table.name), encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
-            self._shards.write(staged, list(_describe(table, {**encoded, **filled}, kept)))
+            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept))
 
     def _defaults(
         self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, after_rowid: int
@@ -310,27 +309,24 @@ class Writer:
         return {**encoded, **filled}, staged, kept
 
 
-def _describe(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Iterator[dict[str, object]]:
-    plain = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_scalar]
-    vectors = [(n, v) for n, v in encoded.items() if _column(table, n).type.is_vector]
-    for row in rows:
-        described: dict[str, object] = {n: scalars.jsonable(v[row]) for n, v in plain}
-        if vectors:
-            described["_dl"] = {n: v[row] for n, v in vectors}
-        yield described
+def _documents(table: Table, encoded: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> list[bytes]:
+    """Each row's scalars and vectors' addresses as the JSON of its sample, put together column by column."""
+    kinds = {name: _column(table, name).type for name in encoded}
+    scalar = [name for name, kind in kinds.items() if kind.is_scalar]
+    vector = [name for name, kind in kinds.items() if kind.is_vector]
+    fields = [f"{json.dumps(name, ensure_ascii=False)}:".replace("%", "%%") + "%s" for name in (*scalar, *vector)]
+    inner = fields[len(scalar) :]
+    template = ",".join((*fields[: len(scalar)], *([f'"_dl":{{{",".join(inner)}}}'] if inner else [])))
+    texts = [_json_texts([encoded[name][row] for row in rows]) for name in (*scalar, *vector)]
+    filled = map(f"{{{template}}}".__mod__, zip(*texts, strict=True)) if texts else ["{}"] * len(rows)
+    return [text.encode() for text in filled]
 
 
-def _scalar_column(kind: ColumnType, values: Any, where: str, first_row: int) -> list[scalars.SQLValue]:
-    encode = scalars.to_sql(kind)
-    dtype = getattr(values, "dtype", None)
-    if dtype is not None:  # numpy's own scalars would each take the slow way
-        values = (values.astype("M8[us]") if dtype.kind == "M" else values).tolist()
-    try:
-        return [encode(value, where) for value in values]
-    except TypeMismatchError:  # find the row only now: naming it for every value would cost more than encoding
-        for row, value in enumerate(values, first_row):
-            encode(value, f"{where}, row {row}")
-        raise
+def _json_texts(values: list[scalars.SQLValue]) -> list[str]:
+    """The JSON of each value, by one call for all: JSON has no line breaks inside a scalar, so they can part them."""
+    if not {bytes, float}.isdisjoint(map(type, values)):
+        values = list(map(scalars.jsonable, values))  # type: ignore[arg-type]
+    return _one_a_line(values)[1:-1].split("\n")
 
 
 def _column(table: Table, name: str) -> Column:

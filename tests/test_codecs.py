@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import random
 import struct
 import subprocess
 import sys
 import wave
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from deeplake_loader.codecs import (
     video,
 )
 from deeplake_loader.codecs.images import decode_rgb
+from deeplake_loader.codecs.info import BadMedia
 from deeplake_loader.errors import (
     CorruptionError,
     DimensionError,
@@ -244,6 +247,37 @@ def test_image_files_are_kept_byte_for_byte_with_their_facts(format, extension, 
             stored = encode(parse("IMAGE"), value, validate=validate, where=WHERE)
             assert (stored.data, stored.extension) == (data, extension)
     assert (encode(parse("IMAGE"), data, where=WHERE).info.width, stored.info.nbytes) == (61, len(data))
+
+
+def refused(action: Callable[[], object], error: type[Exception]) -> str | None:
+    try:
+        action()
+    except error as found:
+        return str(found)
+    return None
+
+
+def test_validating_by_decoding_refuses_exactly_what_a_full_decode_refuses():
+    noisy = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 56, 3), np.uint8))
+    files = [saved(noisy, "JPEG"), saved(noisy, "JPEG", progressive=True), saved(noisy.convert("CMYK"), "JPEG"),
+             saved(noisy, "JPEG", restart_marker_blocks=3), saved(noisy.convert("L"), "JPEG")]  # fmt: skip
+    chosen, kept = random.Random(2), 0
+    for turn in range(400):
+        data = bytearray(files[turn % len(files)])
+        place = chosen.randrange(3, len(data))
+        if turn % 4 == 0:
+            data[place] ^= 1 << chosen.randrange(8)
+        elif turn % 4 == 1:
+            del data[place : place + chosen.randrange(1, 40)]
+        elif turn % 4 == 2:
+            data[place : place + 20] = chosen.randbytes(20)
+        else:
+            data[place:] = b"\xff\xd9"
+        full = refused(lambda data=bytes(data): decode_rgb(data, "jpg"), BadMedia)
+        quick = refused(lambda data=bytes(data): encode(parse("IMAGE"), data, validate="decode", where=""), MediaError)
+        assert (quick or "").endswith(full or "") and (quick is None) == (full is None)
+        kept += full is None
+    assert 40 < kept < 360
 
 
 def test_arrays_and_pillow_images_are_stored_without_loss_by_default():

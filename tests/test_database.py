@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import sqlite3
+import tarfile
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +23,8 @@ from conftest import moving_frames
 from PIL import Image as Pillow
 
 import deeplake_loader as deeplake
-from deeplake_loader import errors
+from deeplake_loader import errors, scalars
+
 
 @pytest.fixture
 def db(any_branch: deeplake.Database) -> deeplake.Database:
@@ -357,6 +360,55 @@ def test_bulk_insert_with_ids_of_ones_own_keeps_constraints_and_log(db: deeplake
     other.close()
 
 
+@pytest.mark.parametrize("any_branch", ["main"], indirect=True)
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "float64", "object"])
+def test_bulk_insert_takes_ids_of_any_array_with_the_same_log(db: deeplake.Database, dtype: str) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a INTEGER)")
+    for ids in ([3, 4], [9, 7], [5, 1], []):  # above what is there, out of order, below it, none
+        db.insert("t", {"id": np.array(ids, dtype), "a": np.array(ids, "int32")})
+    for taken in ([1, 20], [21, 21]):
+        with pytest.raises(errors.ConstraintError):
+            db.insert("t", {"id": np.array(taken, dtype)})
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+        logged = other.execute("SELECT id, _dl_op FROM _dl_log_t ORDER BY id").fetchall()
+    other.close()
+    assert logged == [(i, "I") for i in (1, 3, 4, 5, 7, 9)]
+    assert db.execute("SELECT id, a FROM t ORDER BY id").fetchall() == [(i, i) for i in (1, 3, 4, 5, 7, 9)]
+
+
+@pytest.mark.parametrize("any_branch", ["main"], indirect=True)
+def test_the_documents_of_a_bulk_insert_are_what_json_writes_of_each_row(db: deeplake.Database) -> None:
+    db.execute("""CREATE TABLE t (id BIGINT PRIMARY KEY, "100%s" TEXT, "sa""id" DOUBLE PRECISION, raw BYTEA, ok BOOLEAN,
+                  v VECTOR(2), "w,é" VECTOR(2), n INTEGER DEFAULT 5, x BLOB)""")
+    texts = ["plain", "two\nlines", 'quo"te\\', "é😀\u2028\x85", "%s %d", "", None]
+    numbers = [0.1, float("inf"), -float("inf"), 1e300, None, -0.0, 2.0]
+    columns = {
+        "100%s": texts, 'sa"id': numbers, "raw": [b"\0\n", None, b"", *[b"x"] * 4],
+        "ok": [True, False, None, *[True] * 4], "v": np.ones((7, 2), "f4"), "w,é": [None, *[[1, 2]] * 6],
+        "x": [b"1", None, *[b"\n"] * 5],
+    }  # fmt: skip
+    db.insert("t", columns)
+    db.insert("t", {"x": [b"alone"]})
+    db.optimize()
+    found = []
+    for path in sorted(Path(db.root).glob("shards/t/*.tar")):
+        with tarfile.open(path) as archive:
+            found += [archive.extractfile(m).read().decode() for m in archive if m.name.endswith(".json")]
+    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
+        stored = other.execute(
+            'SELECT "100%s", "sa""id", raw, ok, v, "w,é", id, n FROM t WHERE x IS NOT NULL'
+        ).fetchall()
+    other.close()
+    documents = [json.loads(text) for text in found]
+    for document, (text, number, raw, ok, v, w, key, n), text_found in zip(documents, stored, found, strict=True):
+        expected = {"id": key, "100%s": text, 'sa"id': scalars.jsonable(number), "raw": scalars.jsonable(raw), "ok": ok}
+        expected |= {"n": n, "_dl": {"v": v, "w,é": w}}
+        if text_found is found[-1]:
+            expected = {"id": key, "100%s": None, 'sa"id': None, "raw": None, "ok": None, "n": 5}
+        assert document == expected
+        assert text_found == json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
 def test_a_transaction_commits_together_or_not_at_all(db: deeplake.Database) -> None:
     db.execute(GENERATIONS)
     with pytest.raises(RuntimeError), db.transaction():
@@ -650,17 +702,17 @@ def test_a_vector_columns_index_comes_and_goes_with_the_column(db: deeplake.Data
     def indexes() -> set[str]:
         with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
             rows = other.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_dl\\_t\\_%' ESCAPE '\\'"
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_dl\\_vector.t.%' ESCAPE '\\'"
             )
             return {name for (name,) in rows}
 
     db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(2))")
-    assert indexes() == {"_dl_t_v"}
+    assert indexes() == {"_dl_vector.t.v"}
     db.execute("ALTER TABLE t ADD COLUMN w VECTOR(3)")
-    assert indexes() == {"_dl_t_v", "_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.v", "_dl_vector.t.w"}
     db.execute("ALTER TABLE t RENAME COLUMN v TO u")
-    assert indexes() == {"_dl_t_u", "_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.u", "_dl_vector.t.w"}
     db.execute("ALTER TABLE t DROP COLUMN u")
-    assert indexes() == {"_dl_t_w"}
+    assert indexes() == {"_dl_vector.t.w"}
     db.execute("INSERT INTO t (w) VALUES ('[1, 2, 3]')")
     assert db.search("t", "w", [1, 2, 3], k=1)[0].score == pytest.approx(1)

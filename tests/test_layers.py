@@ -21,6 +21,8 @@ RANKS = {
     "kernels": 1,
     "tar": 1,
     "rows": 2,
+    "scalar_columns": 2,
+    "inserts": 2,
     "extents": 2,
     "batches": 2,
     "matrices": 2,

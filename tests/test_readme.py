@@ -137,7 +137,7 @@ def test_the_format_that_is_described_is_the_one_that_is_written(db: deeplake.Da
             assert {*columns} - {"one"} <= {*re.findall(r"`(\w+)`", described[name])}, name
     assert f"format {catalog_file.FORMAT}" in text and f"FORMAT {catalog_file.FORMAT}" in CHANGELOG.read_text()
     assert (types.ORDINAL_BITS, types.FILE_BITS, matrices.HEADER) == (30, 23, 128)
-    assert (shards.MAX_SHARD_BYTES, shards.MAX_RESTING_SHARD, vectors.TAIL) == (256 << 20, 8 << 20, 8 << 20)
+    assert (shards.MAX_SHARD_BYTES, shards.MAX_RESTING_SHARD, vectors.TAIL) == (256 << 20, 8 << 20, 1 << 20)
 
 
 def test_a_states_keys_are_the_documented_ones(db: deeplake.Database) -> None:

@@ -32,6 +32,14 @@ def _without_devices(header: bytes) -> bytes:
     return header[:-BLOCK] + last[:148] + last[156:329] + last[345:]
 
 
+@given(st.lists(st.tuples(NAMES, st.integers(0, 10**11)), max_size=4), st.integers(0, 100))
+def test_headers_made_together_are_those_made_one_by_one(members: list[tuple[str, int]], plain: int) -> None:
+    members += [(f"{i}.json", 8**i % 10**9) for i in range(plain)]
+    names, sizes = [name for name, _ in members], [size for _, size in members]
+    headers = Headers(1_790_000_000)
+    assert list(map(bytes, headers.many(names, sizes))) == [headers.header(*member) for member in members]
+
+
 @given(size=st.integers(0, 10**7))
 def test_padding_fills_whole_blocks(size: int) -> None:
     assert padded(size) % BLOCK == 0 and 0 <= padded(size) - size < BLOCK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -210,7 +211,7 @@ def test_names_with_slashes_and_dots_stay_under_the_root(store: Vectors, catalog
     assert ".." not in name
 
 
-def test_a_tail_of_eight_megabytes_becomes_a_file_and_addresses_stay(store: Vectors, catalog: Catalog) -> None:
+def test_a_tail_of_one_megabyte_becomes_a_file_and_addresses_stay(store: Vectors, catalog: Catalog) -> None:
     rows = matrix(-(-vectors.TAIL // (5000 * 4 * D)) * 5000)
     addresses = [a for start in range(0, len(rows), 5000) for a in append(store, rows[start : start + 5000])]
     assert len(files(catalog)) == 1
@@ -218,6 +219,25 @@ def test_a_tail_of_eight_megabytes_becomes_a_file_and_addresses_stay(store: Vect
     more = append(store, rows[:10])
     assert unpack_address(more[0])[0] != unpack_address(addresses[0])[0]
     assert np.array_equal(store.gather(np.array(addresses + more)), np.concatenate([rows, rows[:10]]))
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 1], [100, 1, 1], [700, 1, 255]])
+def test_resting_vectors_are_few_values_and_every_handle_reads_them(
+    store: Vectors, catalog: Catalog, sizes: list[int]
+) -> None:
+    reader, rows = connect(Catalog.open(catalog.root.folder)), matrix(1500)
+    addresses: list[int] = []
+    for size in itertools.cycle(sizes):
+        if len(addresses) + size > len(rows):
+            break
+        addresses += append(store, rows[len(addresses) : len(addresses) + size])
+        if len(addresses) % 7 == 0:  # what it remembers ends anywhere in what later becomes one value
+            assert reader.get(addresses[-1]) == rows[len(addresses) - 1].tobytes()
+    assert catalog.fetchone("SELECT count(*) FROM _dl_tail")[0] <= 2 * len(rows) // vectors.RUN + vectors.RUN
+    for handle in (reader, store, connect(Catalog.open(catalog.root.folder))):
+        assert np.array_equal(handle.gather(np.array(addresses)), rows[: len(addresses)])
+    store.seal()
+    assert np.array_equal(connect(catalog).gather(np.array(addresses)), rows[: len(addresses)])
 
 
 def test_seal_moves_every_tail_in_one_commit(store: Vectors, catalog: Catalog) -> None:

