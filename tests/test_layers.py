@@ -35,8 +35,8 @@ RANKS = {
     "history": 4,
     "states": 5,
     "table_text": 1,
-    "views": 6,
-    "overlays": 7,
+    "views": 5,
+    "overlays": 6,
     "shards": 4,
     "vectors": 4,
     "sql": 4,
@@ -45,11 +45,11 @@ RANKS = {
     "decode": 5,
     "writing": 5,
     "stream": 6,
-    "merging": 8,
-    "checkout": 9,
-    "schema": 8,
-    "references": 8,
-    "database": 10,
+    "merging": 7,
+    "checkout": 8,
+    "schema": 7,
+    "references": 7,
+    "database": 9,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 TENSOR_WING = {"stream", "decode", "order", "reader"}
