@@ -67,7 +67,7 @@ def _real_at(
 
 
 def candidate_keys_sql(catalog: Catalog, table: str, points: Sequence[Point]) -> Query:
-    """A SELECT DISTINCT of the keys on which the table's rows can differ between these points (more, never fewer)."""
+    """A SELECT of the keys on which a table's rows can differ between these points: some twice, some that do not."""
     shape, branches = history.read_shape(catalog, table), Branches(catalog)
     key = quote_identifiers(shape.key)
     forks = [branches.fork_at(p.branch, p.seq) for p in points]
@@ -83,7 +83,7 @@ def candidate_keys_sql(catalog: Catalog, table: str, points: Sequence[Point]) ->
             text, values = _overlay_keys(catalog, branch, table, key, seqs if alone else None)
             parts.append(text)
             params += values
-    return " UNION ".join(parts) or f"SELECT {key} FROM main.{quote_identifier(table)} WHERE 0", tuple(params)
+    return " UNION ALL ".join(parts) or f"SELECT {key} FROM main.{quote_identifier(table)} WHERE 0", tuple(params)
 
 
 def _overlay_keys(catalog: Catalog, branch: int, table: str, key: str, seqs: list[int] | None) -> tuple[str, list[int]]:
@@ -95,7 +95,8 @@ def _overlay_keys(catalog: Catalog, branch: int, table: str, key: str, seqs: lis
         return f"SELECT {key} FROM main.{log} WHERE _dl_n >= ? AND _dl_n < ?", bounds
     real, shadow = quote_identifier(overlay), quote_identifier(shadow_name(branch, table))
     return (
-        f"SELECT {key} FROM main.{real} UNION SELECT {key} FROM main.{shadow} UNION SELECT {key} FROM main.{log}"
+        f"SELECT {key} FROM main.{real} UNION ALL SELECT {key} FROM main.{shadow} "
+        f"UNION ALL SELECT {key} FROM main.{log}"
     ), []
 
 

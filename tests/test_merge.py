@@ -401,6 +401,20 @@ def test_other_handles_see_the_merge(db: deeplake.Database) -> None:
         assert sides.rows("exp/b") == {row[0]: tuple(row[1:]) for row in other.execute("SELECT * FROM t")}
 
 
+def test_a_merge_leaves_no_temporary_tables(sides: Sides) -> None:
+    def temporary() -> set[str]:
+        rows = sides.db._catalog.fetchall("SELECT name FROM temp.sqlite_master WHERE name LIKE '%images%'")
+        return {name for (name,) in rows}
+
+    sides.run(sides.ours, "UPDATE t SET a = 'o', u = 77 WHERE id = 1")
+    sides.run(sides.theirs, "UPDATE t SET a = 't' WHERE id = 2", "INSERT INTO t VALUES (9, 'new', 90, 9)")
+    sides.merge()
+    sides.db.diff(sides.ours, sides.theirs)
+    with sides.db.checkout(sides.ours):
+        sides.db.revert(sides.theirs)
+    assert temporary() == set()
+
+
 # -- values of every kind ----------------------------------------------------------------------------------------------
 
 
@@ -496,6 +510,20 @@ def test_a_diff_between_any_two_points(sides: Sides) -> None:
     assert back == {key: (swapped[kind], before, after) for key, (kind, before, after) in found.items()}
     first, last = db.log(sides.theirs)[2].id, db.log(sides.theirs)[0].id
     assert [(c.key, c.kind) for c in db.diff(first, last)] == [(2, "removed"), (9, "added")]
+
+
+def test_a_diff_inside_a_transaction_sees_what_it_did_and_leaves_it_one_commit(sides: Sides) -> None:
+    db = sides.db
+    db.tag("start", sides.ours)
+    with db.checkout(sides.ours):
+        commits = len(db.log())
+        with db.transaction():
+            db.execute("UPDATE t SET a = 'x' WHERE id = 1")
+            assert [c.key for c in db.diff("start", sides.ours)] == [1]
+            db.execute("UPDATE t SET a = 'y' WHERE id = 2")
+            assert [c.key for c in db.diff("start", sides.ours)] == [1, 2]
+        assert len(db.log()) == commits + 1
+        assert db.log(limit=1)[0].changes["t"].changed == 2
 
 
 def test_a_diff_as_arrow(db: deeplake.Database) -> None:

@@ -106,8 +106,9 @@ class Images:
         return " AND ".join(f"{a}.{quote_identifier(k)} = {b}.{quote_identifier(k)}" for k in self.shape.key)
 
     def same(self, a: str, b: str) -> str:
-        """A condition: the two images agree. Text is compared byte by byte, whatever the column's collation."""
-        return " AND ".join((f"{a}._dl_state = {b}._dl_state", *(self._same(c, a, b) for c in self.shape.columns)))
+        """A condition: two images of the same key agree. Text is compared byte by byte, whatever its collation."""
+        compared = (c for c in self.shape.columns if not c.key or c.collation != "BINARY")  # joined by key already
+        return " AND ".join((f"{a}._dl_state = {b}._dl_state", *(self._same(c, a, b) for c in compared)))
 
     def _same(self, column: StoredColumn, a: str, b: str) -> str:
         left, right = (f"{alias}.{quote_identifier(column.name)}" for alias in (a, b))

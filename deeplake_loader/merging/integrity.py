@@ -7,7 +7,7 @@ checked here, over the merged keys alone, and every offence is named by the row 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.history import Term
     from deeplake_loader.merging.images import Images
-    from deeplake_loader.states import Query
-
-Visible = Callable[[str], "Query"]
-"""A table's name -> text of its rows on the target for a FROM clause, and the parameters in it."""
+    from deeplake_loader.merging.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,11 @@ class Incoming:
     choices: str
 
 
-def unique_clashes(catalog: Catalog, incoming: Incoming, visible: Visible) -> Iterator[str]:
+def unique_clashes(catalog: Catalog, incoming: Incoming, target: Target) -> Iterator[str]:
     """Per unique index a SELECT's key rows: incoming rows whose values another row of the target holds and keeps."""
     images = incoming.images
     taken = f"SELECT {images.key} FROM {incoming.choices} WHERE choice = {TAKE}"
-    text, params = visible(images.table.name)
+    rows = target.rows(images.table.name)
     for terms, predicate in _unique_indexes(catalog, images):
         equal = " AND ".join(f"{t.expression} COLLATE {t.collation} = {t.of('i', images.shape.columns)}" for t in terms)
         here, there = ("", "")
@@ -58,48 +55,41 @@ def unique_clashes(catalog: Catalog, incoming: Incoming, visible: Visible) -> It
         key = f"({images.key})" if len(images.shape.key) > 1 else images.key
         yield from catalog.fetchall(
             f"SELECT {images.keys_of('i')} FROM {_taken(incoming, 'i')} AND i._dl_state = {PRESENT}{there} AND EXISTS "
-            f"(SELECT 1 FROM {text} x WHERE {equal}{here} AND {key} NOT IN ({taken}))",
-            params,
+            f"(SELECT 1 FROM {rows} x WHERE {equal}{here} AND {key} NOT IN ({taken}))"
         )
 
 
-def orphans(catalog: Catalog, incoming: Incoming, foreign: ForeignKey, visible: Visible) -> list[Any]:
+def orphans(catalog: Catalog, incoming: Incoming, foreign: ForeignKey, target: Target) -> list[Any]:
     """Keys of incoming rows that reference a row which the target does not have."""
-    text, params = visible(foreign.parent)
     own = [f"i.{quote_identifier(c)}" for c in foreign.columns]
     given = " AND ".join(f"{c} IS NOT NULL" for c in own)
     equal = " AND ".join(f"x.{quote_identifier(r)} = {c}" for r, c in zip(foreign.referenced, own, strict=True))
     return catalog.fetchall(
         f"SELECT {incoming.images.keys_of('i')} FROM {_taken(incoming, 'i')} AND i._dl_state = {PRESENT} "
-        f"AND {given} AND NOT EXISTS (SELECT 1 FROM {text} x WHERE {equal})",
-        params,
+        f"AND {given} AND NOT EXISTS (SELECT 1 FROM {target.rows(foreign.parent)} x WHERE {equal})"
     )
 
 
-def widowed(catalog: Catalog, incoming: Incoming, foreign: ForeignKey, visible: Visible) -> list[Any]:
+def widowed(catalog: Catalog, incoming: Incoming, foreign: ForeignKey, target: Target) -> list[Any]:
     """Keys of rows whose removal or change leaves children of the target without their parent."""
     images = incoming.images
     referenced = [quote_identifier(c) for c in foreign.referenced]
     moved = " OR ".join(f"i.{c} IS NOT o.{c}" for c in referenced)
-    parents, in_parents = visible(foreign.parent)
     still = " AND ".join(f"x.{c} = o.{c}" for c in referenced)
     gone = images.create()
     catalog.execute(
         f"INSERT INTO {gone} SELECT {images.keys_of('o')} FROM {_taken(incoming, 'i')} "
         f"AND o._dl_state = {PRESENT} AND (i._dl_state <> {PRESENT} OR {moved}) "
-        f"AND NOT EXISTS (SELECT 1 FROM {parents} x WHERE {still})",
-        in_parents,
+        f"AND NOT EXISTS (SELECT 1 FROM {target.rows(foreign.parent)} x WHERE {still})"
     )
     if catalog.fetchone(f"SELECT 1 FROM {gone} LIMIT 1") is None:
         return []
-    children, in_children = visible(foreign.table)
     lost = f"SELECT {', '.join(referenced)} FROM {incoming.ours} WHERE {images.within(gone)}"
     columns = quote_identifiers(foreign.columns)
-    held = f"SELECT {columns} FROM {children} WHERE {_row(columns, foreign.columns)} IN ({lost})"
+    held = f"SELECT {columns} FROM {target.rows(foreign.table)} WHERE {_row(columns, foreign.columns)} IN ({lost})"
     return catalog.fetchall(
         f"SELECT {images.key} FROM {incoming.ours} WHERE {images.within(gone)} "
-        f"AND {_row(', '.join(referenced), referenced)} IN ({held})",
-        in_children,
+        f"AND {_row(', '.join(referenced), referenced)} IN ({held})"
     )
 
 

@@ -12,13 +12,13 @@ simply show main's rows, and only those where the branch keeps another row are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import history, overlays, states
+from deeplake_loader import history, overlays
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, log_name, overlay_name, shadow_name
 from deeplake_loader.errors import ConflictError, InputError
 from deeplake_loader.history import SEQ
@@ -27,12 +27,12 @@ from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
 from deeplake_loader.merging.graph import Graph
 from deeplake_loader.merging.images import CONFLICT, KEEP, PRESENT, TAKE, Images
 from deeplake_loader.merging.integrity import Incoming
+from deeplake_loader.merging.target import Target
 from deeplake_loader.types import quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.rows import Source
-    from deeplake_loader.states import Query
     from deeplake_loader.types import Table
 
 OnConflict = Literal["raise", "ours", "theirs"]
@@ -122,9 +122,11 @@ class Merger:
         with suppress(_RolledBack), self._alone(message or f"merge {source!r} into {into!r}") as tx:
             theirs, ours = self._branches.get(source), self._branches.get(into)
             tx.branch = ours.id
-            result = _Run(self, ours, theirs, on_conflict, dry_run).merge()
+            run = _Run(self, ours, theirs, on_conflict, dry_run)
+            result = run.merge()
             if dry_run or result.commit is None:
                 raise _RolledBack
+            run.close()
             result = replace(result, commit=tx.id)
         return result
 
@@ -133,9 +135,11 @@ class Merger:
         result = MergeResult()
         with suppress(_RolledBack), self._alone(message) as tx:
             tx.branch = branch.id
-            result = _Run(self, branch, branch, "theirs", False).revert(to)
+            run = _Run(self, branch, branch, "theirs", False)
+            result = run.revert(to)
             if result.commit is None:
                 raise _RolledBack
+            run.close()
             result = replace(result, commit=tx.id)
         return result
 
@@ -155,6 +159,17 @@ class _Run:
         self._catalog, self._source, self._branches = merger._catalog, merger._source, merger._branches
         self._ours, self._theirs, self._on_conflict, self._dry_run = ours, theirs, on_conflict, dry_run
         self._conflicts: list[Conflict] = []
+        self._made: list[Images] = []
+
+    def close(self) -> None:
+        """Drop the TEMP tables of a run that ends in a commit; a rollback takes them with it."""
+        for images in self._made:
+            images.close()
+
+    def _images(self, table: Table) -> Images:
+        images = Images(self._catalog, table)
+        self._made.append(images)
+        return images
 
     def merge(self) -> MergeResult:
         here, there = self._branches.present(self._ours.id), self._branches.present(self._theirs.id)
@@ -180,14 +195,13 @@ class _Run:
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def _decide(self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int) -> Part | None:
-        images = Images(self._catalog, table)
+        images = self._images(table)
         keys = images.candidates((here, there))
         if keys is None:
             return None
         ours, theirs = images.read(here, keys), images.read(there, keys)
         differing = self._differing(images, ours, theirs)
         if differing is None:
-            images.close()
             return None
         known = {target: ours, source: theirs}
 
@@ -206,14 +220,13 @@ class _Run:
         return Part(images, ours, theirs, base, choices)
 
     def _take_all(self, table: Table, here: Point, to: Point) -> Part | None:
-        images = Images(self._catalog, table)
+        images = self._images(table)
         keys = images.candidates((here, to))
         if keys is None:
             return None
         ours, theirs = images.read(here, keys), images.read(to, keys)
         differing = self._differing(images, ours, theirs)
         if differing is None:
-            images.close()
             return None
         choices = images.create(("choice INTEGER NOT NULL",))
         self._catalog.execute(f"INSERT INTO {choices} SELECT {images.key}, {TAKE} FROM {differing}")
@@ -297,7 +310,7 @@ class _Run:
     # -- replay --------------------------------------------------------------------------------------------------------
 
     def _replay(self, parts: Sequence[Part], moved_to: int | None) -> None:
-        before = self._view_at(Point(self._ours.id, self._catalog.head()))
+        before = Target(self._catalog, self._ours.id, self._images)
         self._refuse_clashes(
             (part, "unique value taken", list(integrity.unique_clashes(self._catalog, part.incoming, before)))
             for part in parts
@@ -390,7 +403,7 @@ class _Run:
 
     def _check_references(self, parts: Sequence[Part]) -> None:
         names = [table.name for table in self._tables()]
-        after = self._view_at(Point(self._ours.id, self._catalog.head() + 1))
+        after = Target(self._catalog, self._ours.id, self._images)
         by_name = {part.name: part for part in parts}
         keys = [f for f in integrity.foreign_keys(self._catalog, names) if f.table in by_name or f.parent in by_name]
 
@@ -409,15 +422,6 @@ class _Run:
         found = [offence for offence in offences if offence[2]]
         if found:
             raise _Refused(found)
-
-    def _view_at(self, point: Point) -> Callable[[str], Query]:
-        def visible(table: str) -> Query:
-            if point.branch == MAIN:
-                return f"main.{quote_identifier(table)}", ()
-            sql, params = states.select_sql(self._catalog, table, point)
-            return f"({sql})", params
-
-        return visible
 
     # -- results -------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from deeplake_loader.branches import MAIN, Branches
+from deeplake_loader.branches import MAIN, Branches, Point
 from deeplake_loader.errors import NotFoundError, SQLError
 from deeplake_loader.merging.contents import Contents
 
@@ -53,9 +53,7 @@ class MergingVerbs:
 
         tables = list(self._catalog.tables().values()) if table is None else [self._named(table)]
         with self._catalog.snapshot(), self._content_errors():
-            branches = Branches(self._catalog)
-            first, second = (branches.resolve(ref, branch=self._views.branch) for ref in (a, b))
-            return compare(self._catalog, tables, first, second, self._handles)
+            return compare(self._catalog, tables, self._point(a), self._point(b), self._handles)
 
     def merge(
         self,
@@ -144,6 +142,14 @@ class MergingVerbs:
                 retention.prune(self._catalog, keep if isinstance(keep, dt.timedelta) else dt.timedelta(seconds=keep))
 
     # -- help ------------------------------------------------------------------------------------------------------
+
+    def _point(self, ref: Ref) -> Point:
+        branches = Branches(self._catalog)
+        if self._catalog.in_transaction:  # reading must not cut the transaction in two commits
+            for branch in branches.all():
+                if branch.name == ref:
+                    return Point(branch.id, self._catalog.head() + 1)
+        return branches.resolve(ref, branch=self._views.branch)
 
     def _named(self, table: str) -> Table:
         found = self._catalog.tables().get(table)
