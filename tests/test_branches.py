@@ -503,3 +503,87 @@ def keep_ids_equal(db: deeplake.Database, reference: deeplake.Database) -> None:
 
 def rows_of(db: deeplake.Database, sql: str, params: list[Any] | None) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in db.execute(sql, params)]
+
+
+# -- random histories --------------------------------------------------------------------------------------------------
+
+KIN = {
+    "t": "CREATE TABLE t (id BIGINT PRIMARY KEY, v INTEGER)",
+    "pair": "CREATE TABLE pair (a TEXT, b INTEGER, v INTEGER UNIQUE, PRIMARY KEY (a, b))",
+    "u": "CREATE TABLE u (id BIGINT PRIMARY KEY, v INTEGER UNIQUE, t BIGINT REFERENCES t (id) ON DELETE CASCADE)",
+}
+State = dict[str, list[tuple[Any, ...]]]
+
+
+def state(db: deeplake.Database) -> State:
+    return {t: sorted(rows(db, f"SELECT * FROM {t}"), key=repr) for t in KIN}
+
+
+def disturb(db: deeplake.Database, dice: random.Random) -> None:
+    """One random change; a constraint may refuse it."""
+    k, v, up = dice.randrange(1, 9), dice.choice([None, dice.randrange(12)]), dice.choice([None, dice.randrange(1, 9)])
+    statements: list[tuple[str, list[Any]]] = [
+        ("INSERT INTO t VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v", [k, v]),
+        ("DELETE FROM t WHERE id = %s", [k]),
+        ("UPDATE t SET id = id + %s WHERE id = %s", [dice.randrange(-3, 4), k]),
+        ("INSERT INTO pair VALUES (%s, %s, %s)", ["xy"[k % 2], k % 3, v]),
+        ("UPDATE pair SET b = b + 1, v = %s WHERE a = %s", [v, "xy"[k % 2]]),
+        ("INSERT INTO u VALUES (%s, %s, %s) ON CONFLICT (v) DO UPDATE SET t = excluded.t", [k, v, up]),
+        ("UPDATE u SET v = v + 1 WHERE id > %s", [k]),
+    ]
+    with suppress(errors.ConstraintError):
+        if dice.random() < 0.1:
+            db.insert("u", [{"v": 100 + dice.randrange(10**6)} for _ in range(2)])
+        else:
+            db.execute(*dice.choice(statements))
+
+
+def assert_constraints_hold(found: State) -> None:
+    ids = {row[0] for row in found["t"]}
+    assert all(row[2] is None or row[2] in ids for row in found["u"])
+    for table, place in (("u", 1), ("pair", 2)):
+        values = [row[place] for row in found[table] if row[place] is not None]
+        assert len(values) == len(set(values))
+    assert len({row[:2] for row in found["pair"]}) == len(found["pair"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_branch_is_disturbed_by_another_ones_history(db: deeplake.Database, seed: int) -> None:
+    dice = random.Random(seed)
+    for statement in KIN.values():
+        db.execute(statement)
+    expected, tags = {"main": state(db)}, dict[str, State]()
+    with deeplake.connect(db.root) as second:
+        for step in range(60):
+            handle, other = dice.sample([db, second], 2)
+            name, kind = dice.choice(list(expected)), dice.random()
+            handle.checkout(name)
+            if kind < 0.08 and len(expected) < 6:
+                start = dice.choice([None, *tags])
+                handle.branch(f"b{step}", from_=start)
+                expected[f"b{step}"] = expected[name] if start is None else tags[start]
+            elif kind < 0.11 and name != "main":
+                for each in (handle, other):
+                    each.checkout("main")
+                handle.delete_branch(name)
+                del expected[name]
+            elif kind < 0.2:
+                handle.tag(f"t{step}")
+                tags[f"t{step}"] = expected[name]
+            else:
+                with suppress(ZeroDivisionError), handle.transaction():
+                    for _ in range(dice.randrange(1, 4)):
+                        disturb(handle, dice)
+                    after = state(handle)
+                    assert_constraints_hold(after)
+                    if dice.random() < 0.2:
+                        raise ZeroDivisionError
+                    expected[name] = after
+            for each in (handle, other):
+                assert state(each) == expected[each.current_branch], step
+        for name, found in expected.items():
+            with second.checkout(name):
+                assert state(second) == found
+        for name, found in tags.items():
+            with db.at(name) as then:
+                assert state(then) == found
