@@ -101,7 +101,8 @@ class Branches:
 
     def get(self, name: str) -> Branch:
         """The branch of that name; NotFoundError where there is none."""
-        row = self._catalog.fetchone(f"SELECT {_COLUMNS} FROM _dl_branches WHERE name = ?", (name,))
+        query = f"SELECT {_COLUMNS} FROM _dl_branches WHERE name = ? AND deleted_at IS NULL"
+        row = self._catalog.fetchone(query, (name,))
         if row is None:
             raise NotFoundError(f"there is no branch {name!r}; branches: {', '.join(b.name for b in self.all())}")
         return Branch(*row)

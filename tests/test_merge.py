@@ -290,6 +290,18 @@ def test_a_family_deleted_on_one_side_goes_as_one(family: Sides) -> None:
     assert (done.added, done.removed) == (2, 2)
 
 
+@pytest.mark.parametrize("lie", LIES)
+def test_what_hangs_on_a_refused_row_is_refused_with_it(db: deeplake.Database, lie: str) -> None:
+    tree = "CREATE TABLE tree (id BIGINT PRIMARY KEY, up BIGINT REFERENCES tree (id) ON DELETE SET NULL)"
+    sides = build(db, lie, [tree, "INSERT INTO tree VALUES (1, NULL), (2, NULL)"])
+    sides.run(sides.ours, "DELETE FROM tree WHERE id = 1")
+    sides.run(sides.theirs, "INSERT INTO tree VALUES (3, 1), (4, 3), (5, 2), (6, 5)")
+    assert [c.key for c in conflicts_of(sides.merge)] == [3]
+    done = sides.merge(on_conflict="ours")
+    assert [c.key for c in done.conflicts] == [3, 4]
+    assert sides.rows(sides.ours, "tree") == {2: (None,), 5: (2,), 6: (5,)}
+
+
 def test_foreign_keys_are_checked_again_after_a_merge(family: Sides) -> None:
     family.run(family.theirs, "UPDATE p SET name = 'x' WHERE id = 1")
     family.merge()
@@ -467,6 +479,30 @@ def test_a_column_added_on_either_side_is_everywhere(sides: Sides, adding: str) 
     assert sides.merge().commit is None
 
 
+def test_a_table_made_after_the_fork_is_merged_like_any_other(sides: Sides) -> None:
+    sides.run(sides.ours, "CREATE TABLE later (id BIGINT PRIMARY KEY, a TEXT)", "INSERT INTO later VALUES (1, 'o')")
+    sides.run(sides.theirs, "INSERT INTO later VALUES (2, 't')")
+    assert sides.rows(sides.theirs, "later") == {2: ("t",)}
+    sides.merge()
+    assert sides.rows(sides.ours, "later") == {1: ("o",), 2: ("t",)}
+    assert sides.rows(sides.theirs, "later") == {2: ("t",)}
+
+
+def test_a_handle_merges_into_the_branch_it_is_on(db: deeplake.Database) -> None:
+    sides = build(db, "main into branch")
+    sides.run("main", "UPDATE t SET a = 'm', u = 20 + id WHERE id > 1")
+    db.checkout("exp/b")
+    db.execute("UPDATE t SET a = 'b' WHERE id = 1")
+    assert db.merge("main").changed == 2
+    assert db.current_branch == "exp/b"
+    assert db.execute("SELECT a, u FROM t ORDER BY id").fetchall() == [("b", 10), ("m", 22), ("m", 23)]
+    with pytest.raises(ConstraintError):
+        db.execute("INSERT INTO t (u) VALUES (22)")
+    db.merge("exp/b", into="main")
+    db.checkout("main")
+    assert sides.rows("main") == sides.rows("exp/b")
+
+
 def test_ids_go_on_after_the_highest_on_either_side(sides: Sides) -> None:
     sides.run(sides.theirs, "INSERT INTO t (a) VALUES ('t')")
     sides.run(sides.ours, "INSERT INTO t (a) VALUES ('o')")
@@ -484,6 +520,13 @@ def test_wrong_calls_say_what_is_wrong(sides: Sides) -> None:
         db.merge(sides.ours, sides.ours)
     with pytest.raises(NotFoundError, match="no branch 'nobody'"):
         db.merge("nobody", sides.ours)
+    with db.branch("short-lived", from_="main"):
+        pass
+    db.delete_branch("short-lived")
+    kept = db._catalog.fetchone("SELECT name FROM _dl_branches WHERE deleted_at IS NOT NULL")[0]
+    for name in ("short-lived", kept):
+        with pytest.raises(NotFoundError, match="no branch"):
+            db.merge(name, sides.ours)
     with pytest.raises(InputError, match="on_conflict"):
         sides.merge(on_conflict="mine")
     with pytest.raises(InputError, match="commit of its own"), db.transaction():
