@@ -185,6 +185,8 @@ class Views(Participant):
 
     def _refresh(self, table: str, version: int) -> None:
         view = self._views.get(table)
+        if view is not None and view.version == version and self._is_settled(view):
+            return
         if view is None or view.version != version:
             view = self._found(table, version)
         fork, alive = self._fork()
@@ -198,6 +200,22 @@ class Views(Participant):
         self._views[table] = view
         if view.base is not None:
             self._extend(view, view.base)
+
+    def _is_settled(self, view: View) -> bool:
+        """One look at everything that could call for more work: it is asked before every write."""
+        if view.overlay is None or self.fixed:
+            return False
+        log = quote_identifier(history.LOG_PREFIX + view.table)
+        shadow = quote_identifier(shadow_name(self.branch, view.table))
+        row = self._catalog.fetchone(
+            f"SELECT log_n = (SELECT coalesce(max(_dl_n), 0) FROM main.{log}) "
+            f"AND shadow_n = (SELECT coalesce(max(_dl_n), 0) FROM main.{shadow}) "
+            "AND fork = (SELECT main_seq FROM main._dl_forks WHERE branch = ?1 ORDER BY seq DESC LIMIT 1) "
+            "AND (SELECT deleted_at IS NULL FROM main._dl_branches WHERE id = ?1) "
+            f"FROM {_MARKS} WHERE name = ?2",
+            (self.branch, view.table),
+        )
+        return row is not None and bool(row[0])
 
     def _fork(self) -> tuple[int, bool]:
         if self.fixed:
