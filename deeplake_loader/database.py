@@ -289,7 +289,7 @@ class Database:
     def _insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:
         columns, last = dict(batch.columns), self._last_rowid(table)
         key = self._integer_key(table)
-        if key is not None and not any(name.lower() == key.lower() for name in columns):
+        if key is not None and not any(str(name).lower() == key.lower() for name in columns):
             columns = {key: range(last + 1, last + 1 + batch.count), **columns}
         bulk = key is None or _all_above(columns, key, last)
         if bulk:  # the guards against REPLACE and the log's insert trigger have nothing to find: see history
@@ -434,9 +434,10 @@ class Database:
 
     def close(self) -> None:
         """Give files and locks back; an open transaction is rolled back. Closing twice does nothing."""
-        self._shards.close()
-        self._vectors.close()
-        self._catalog.close()
+        with self._catalog.exclusive():  # another thread's transaction may be at its commit: its files must stay
+            self._shards.close()
+            self._vectors.close()
+            self._catalog.close()
 
     def __enter__(self) -> Database:
         return self
@@ -451,7 +452,7 @@ class Database:
 
 
 def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
-    values: Any = next(v for name, v in columns.items() if name.lower() == key.lower())
+    values: Any = next(v for name, v in columns.items() if str(name).lower() == key.lower())
     if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
         return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)

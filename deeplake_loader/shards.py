@@ -303,7 +303,10 @@ class Shards(BlobReader, Participant):
                 shard.close()
 
     def close(self) -> None:
-        """Gives back files and locks; open shards wait for the next process to adopt them."""
+        """Gives back files and locks; open shards wait for the next process to adopt them. What a transaction that is
+        still open wrote goes away."""
+        if self.catalog.in_transaction:
+            self.rolled_back()
         for shard in (*self._current.values(), *self._touched.values(), *self._retired):
             shard.close()
         self._current, self._touched, self._retired = {}, {}, []

@@ -7,7 +7,7 @@ out inside the running transaction, so a statement that fails takes its bytes ba
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -220,7 +220,7 @@ class Writer:
         ``key`` is the column that is the rowid, if there is one; ``after_rowid``, a rowid that all new ones are above,
         or None where they may lie anywhere.
         """
-        chosen = [_column(table, name) for name in columns]
+        chosen = _columns(table, columns)
         encoded: dict[str, Sequence[Any]] = {}
         blobs: dict[str, list[codecs.Encoded | None]] = {}
         for column, values in zip(chosen, columns.values(), strict=True):
@@ -325,8 +325,17 @@ def _json_texts(values: list[scalars.SQLValue]) -> list[str]:
     return _one_a_line(values)[1:-1].split("\n")
 
 
-def _column(table: Table, name: str) -> Column:
-    column = table.column(name)
+def _columns(table: Table, names: Iterable[object]) -> list[Column]:
+    """The columns of these names, each given once."""
+    chosen = [_column(table, name) for name in names]
+    for column in chosen:
+        if chosen.count(column) > 1:
+            raise InputError(f"column {column.name!r} of {table.name!r} is given twice")
+    return chosen
+
+
+def _column(table: Table, name: object) -> Column:
+    column = table.column(name) if isinstance(name, str) else None
     if column is None:
         known = ", ".join(c.name for c in table.columns)
         raise NotFoundError(f"table {table.name!r} has no column {name!r}; it has {known}")
