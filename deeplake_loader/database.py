@@ -377,12 +377,12 @@ class Database:
         """
         from deeplake_loader.stream import Stream
 
-        if self._catalog.in_transaction:
-            raise InputError(
-                "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
-            )
         self._plan_stream(sql)
         with self._catalog.snapshot() as commit:
+            if self._catalog.in_transaction:  # this thread's: another one's was waited for
+                raise InputError(
+                    "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
+                )
             plan = self._plan_stream(sql)
             rows = self._select(plan, params, sql)
         options.setdefault("ordered", plan.ordered)

@@ -227,3 +227,19 @@ def test_a_library_that_another_thread_still_imports_is_not_asked(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", type(deeplake)("torch"))
     assert db.insert("t", [{"v": [1, 2], "x": np.ones(2)}]) == 1
+
+
+def test_a_stream_begins_after_another_threads_transaction(db: deeplake.Database) -> None:
+    inside = threading.Event()
+
+    def write() -> None:
+        with db.transaction():
+            db.insert("t", [{"a": "x"}] * 3)
+            inside.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    assert [len(batch["a"]) for batch in db.stream("SELECT a FROM t", batch_size=2)] == [2, 1]
+    thread.join()
