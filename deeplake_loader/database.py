@@ -284,6 +284,7 @@ class Database:
                 self._insert_batch(definition, batch, done, validate)
                 done += batch.count
                 bar(batch.count)
+            self._writer.settle()
         return done
 
     def _insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeplake_loader import store
-from deeplake_loader.blobs import BlobReader, checksums
+from deeplake_loader.blobs import BlobReader, Found, checksums
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
 from deeplake_loader.inserts import insert_columns
@@ -147,11 +147,14 @@ class Shards(BlobReader, Participant):
         self._touched[shard.id] = shard
         staged.parts.append(Part(shard, rows, firsts, planned, rests))
 
-    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes]) -> None:
+    def write(
+        self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes], *, behind: bool = False
+    ) -> None:
         """Writes the staged blobs with each row's scalars, in the same transaction.
 
         Args:
             scalars: per staged row what its ``<key>.json`` holds: a JSON-able mapping, or the file's bytes.
+            behind: return while a thread still writes; the blobs' buffers may change again after ``settle``.
         """
         if len(scalars) != len(staged.addresses):
             raise InputError(f"{len(staged.addresses)} rows were staged, got the scalars of {len(scalars)}")
@@ -163,17 +166,30 @@ class Shards(BlobReader, Participant):
             if part.rests:
                 self._rest(part, documents)
             else:
-                self._append(part, documents)
+                self._append(part, documents, behind)
             part.shard.pending -= 1
             part.shard.planned -= part.planned
             if part.shard.rolled and not part.shard.pending:
                 self._complete(part.shard)
 
-    def _append(self, part: Part, documents: Sequence[bytes]) -> None:
+    def settle(self) -> None:
+        """Waits for what ``write`` left behind.
+
+        Raises:
+            StoreError: the disk is full or refuses.
+        """
+        for shard in self._touched.values():
+            shard.behind.wait()
+
+    def _find(self, address: int) -> Found:
+        self.settle()  # what this transaction wrote can be read
+        return super()._find(address)
+
+    def _append(self, part: Part, documents: Sequence[bytes], behind: bool) -> None:
         shard = part.shard
         keys = [f"{shard.name}-{first:06d}" for first in part.firsts]
         buffers, places, size = _lay_out(shard.mark.end, keys, part.rows, documents)
-        shard.append(buffers, size)
+        shard.append(buffers, size, behind=behind)
         self._insert_members(
             [
                 (shard.id, ordinal, key, b.column, b.extension, place, len(b.data), checksums(b.data), b.info)
@@ -315,6 +331,7 @@ class Shards(BlobReader, Participant):
     # -- the transaction's hooks -----------------------------------------------------------------------------------
 
     def savepoint(self) -> object:
+        self.settle()
         states = {s: (s.mark, s.rolled, s.finisher, s.pending, s.planned) for s in self._touched.values()}
         return dict(self._current), states
 

@@ -215,7 +215,7 @@ class Writer:
         key: str | None,
         after_rowid: int | None,
     ) -> None:
-        """Insert ``count`` rows given by column, in the running transaction.
+        """Insert ``count`` rows given by column, in the running transaction; ``settle`` waits for their last bytes.
 
         ``key`` is the column that is the rowid, if there is one; ``after_rowid``, a rowid that all new ones are above,
         or None where they may lie anywhere.
@@ -241,7 +241,12 @@ class Writer:
         inserts.insert_columns(self._catalog, table.name, encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
-            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept))
+            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept), behind=True)
+
+    def settle(self) -> None:
+        """Waits until the bytes of ``insert_columns`` are the system's: from then on the values may change."""
+        self._vectors.settle()
+        self._shards.settle()
 
     def _defaults(
         self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, after_rowid: int
@@ -281,7 +286,9 @@ class Writer:
                     if value is not None:
                         codecs.encode_vector(column.type, value, f"{where}, row {row}")
             raise
-        addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present)))
+        addresses = iter(
+            self._vectors.append(table, column.name, column.type, data, len(present), behind=True)
+        )
         return [None if v is None else next(addresses) for v in values] if holes else list(addresses)
 
     def _stage_columns(

@@ -55,7 +55,7 @@ def insert(catalog: Catalog, shards: Shards, rows: list[int], *, bulk: bool = Fa
             (row, *found, *([None] * (2 - len(found)))) for row, found in zip(rows, staged.addresses, strict=True)
         ]
         catalog.executemany(f"INSERT INTO {TABLE} VALUES (?, ?, ?)", values)
-        shards.write(staged, [{"id": row, "text": f"row {row} ä"} for row in rows])
+        shards.write(staged, [{"id": row, "text": f"row {row} ä"} for row in rows], behind=bulk)
 
 
 class Abort(Exception):

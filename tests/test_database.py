@@ -399,6 +399,19 @@ def test_the_documents_of_a_bulk_insert_are_what_json_writes_of_each_row(db: dee
         assert text_found == json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
+def test_arrays_may_change_once_insert_returned(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(64))")
+    given = np.random.default_rng(1).standard_normal((9_000, 64), np.float32)
+    kept = given.copy()
+    with db.transaction():
+        for _ in range(3):
+            given[:] = kept
+            db.insert("t", {"v": given})
+            given[:] = 7
+    found = db.execute("SELECT v FROM t ORDER BY id")
+    assert np.array_equal(db.vectors(found.column(0)), np.concatenate([kept] * 3))
+
+
 def test_a_transaction_commits_together_or_not_at_all(db: deeplake.Database) -> None:
     db.execute(GENERATIONS)
     with pytest.raises(RuntimeError), db.transaction():

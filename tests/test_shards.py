@@ -558,6 +558,34 @@ def test_a_shard_whose_sync_failed_takes_no_more_rows(store: Store, monkeypatch:
     assert len(store.files()) == 2 and [s["blob.bin"] for s in readers(path)] == [b"one" * 30_000]
 
 
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+def test_a_write_behind_that_fails_fails_its_transaction(
+    store: Store, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store.put(b"one", bulk=True)
+    (path,) = store.files()
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match=path.name), store.catalog.transaction():
+        patched.setattr(os, call, lambda *_: fail_with(errno.EIO)("", os.close, ()))
+        staged = store.shards.stage("t", [[Member("blob", b"two", "bin")]], bulk=True)
+        store.shards.write(staged, [{}], behind=True)
+        patched.undo()
+        with pytest.raises(StoreError, match=path.name):
+            store.shards.read(staged.addresses[0][0])
+        with pytest.raises(StoreError, match=path.name):
+            store.shards.settle()
+    assert [s["blob.bin"] for s in readers(path)] == [b"one"]
+    store.put(b"three", bulk=True)
+    assert len(store.files()) == (2 if call == "fdatasync" else 1)
+
+
+def test_what_is_written_behind_can_be_read_at_once(store: Store) -> None:
+    with store.catalog.transaction():
+        blobs = [bytes([i]) * 100_000 for i in range(40)]
+        staged = store.shards.stage("t", [[Member("blob", b, "bin")] for b in blobs], bulk=True)
+        store.shards.write(staged, [{}] * 40, behind=True)
+        assert [store.shards.read(a) for (a,) in staged.addresses] == blobs
+
+
 def test_threads_read_while_another_writes(store: Store) -> None:
     addresses = store.put(*[bytes([i]) * 70_000 for i in range(50)])
     wrong: list[int] = []
