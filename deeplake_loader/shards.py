@@ -228,16 +228,19 @@ class Shards(BlobReader, Participant):
             "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
             (ORDINAL_BITS, shard.id),
         )
-        buffers, moved, offset, headers = [], [], shard.mark.end, Headers()
+        moved, offset, headers, between = [], shard.mark.end, Headers(), b""
+        buffers: list[bytes | memoryview] = []
         for ordinal, key, column, extension, data, document in rows:
             head = headers.header(f"{key}.{store.encode_name(column)}.{extension}", len(data))
-            moved.append((offset + len(head), shard.id, ordinal))
-            parts = [head, data, padding(len(data))]
+            buffers += between + head, data
+            offset += len(head)
+            moved.append((offset, shard.id, ordinal))
+            between = padding(len(data))
             if document is not None:  # it stands behind the last blob of its row
-                parts += headers.header(f"{key}.json", len(document)), document, padding(len(document))
-            buffers.append(b"".join(parts))
-            offset += len(buffers[-1])
-        shard.append(buffers, offset - shard.mark.end)
+                head = headers.header(f"{key}.json", len(document))
+                between = b"".join((between, head, document, padding(len(document))))
+            offset += len(data) + len(between)
+        shard.append([*buffers, between], offset - shard.mark.end)
         shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
         self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
         first = pack_address(shard.id, 0)
