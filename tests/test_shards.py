@@ -568,9 +568,9 @@ def test_a_write_behind_that_fails_fails_its_transaction(
         patched.setattr(os, call, lambda *_: fail_with(errno.EIO)("", os.close, ()))
         staged = store.shards.stage("t", [[Member("blob", b"two", "bin")]], bulk=True)
         store.shards.write(staged, [{}], behind=True)
-        patched.undo()
         with pytest.raises(StoreError, match=path.name):
             store.shards.read(staged.addresses[0][0])
+        patched.undo()
         with pytest.raises(StoreError, match=path.name):
             store.shards.settle()
     assert [s["blob.bin"] for s in readers(path)] == [b"one"]
