@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deeplake_loader import history, kernels, schema
@@ -399,8 +400,8 @@ class Database:
         """A blob's media facts."""
         from deeplake_loader.codecs import MediaInfo
 
-        text = self._shards.info(address)
-        return MediaInfo(media="bytes") if text is None else MediaInfo.from_json(text)
+        text, length = self._shards.info(address), self._shards.locate(address).length
+        return replace(MediaInfo("bytes") if text is None else MediaInfo.from_json(text), nbytes=length)
 
     def locate(self, address: int) -> Place:
         """Where a blob lies."""

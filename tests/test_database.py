@@ -85,6 +85,7 @@ def test_the_advertised_page_runs_call_for_call(tmp_path: Path, monkeypatch: pyt
     assert row.prompt == row["prompt"] == row[0] == prompt_text
     assert row.score == pytest.approx(1.0, abs=1e-6)
     assert row.frames.info.num_frames == 12 and row.frames.info.codec == "h264"
+    assert row.frames.info.nbytes == len(row.frames.bytes())
     decoded = row.frames.decode(num_frames=12)
     assert decoded.shape == (12, 3, 48, 64) and decoded.dtype == torch.uint8
     assert (decoded.permute(0, 2, 3, 1).float() - frame_tensors.float()).abs().mean() < 6  # H.264 is lossy
