@@ -113,7 +113,12 @@ class _Guard:
             )
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        try:
+            self._lock.release()
+        except RuntimeError:
+            raise InputError(
+                f"a transaction on {self._folder} was left in another thread than it was entered in; keep it in one"
+            ) from None
 
 
 class Catalog:

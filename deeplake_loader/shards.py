@@ -79,10 +79,13 @@ class Shards(BlobReader, Participant):
     b'...'
     """
 
-    def __init__(self, catalog: Catalog, *, max_shard_bytes: int | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, *, max_shard_bytes: int | None = None, max_resting_bytes: int = MAX_RESTING_SHARD
+    ) -> None:
         super().__init__(catalog)
         self.catalog = catalog
         self.max_shard_bytes = max_shard_bytes or int(catalog.meta("max_shard_bytes") or MAX_SHARD_BYTES)
+        self.max_resting_bytes = max_resting_bytes
         self._current: dict[str, ShardFile] = {}
         self._touched: dict[int, ShardFile] = {}
         self._retired: list[ShardFile] = []  # after a failed sync: held, so that nobody appends to them
@@ -117,7 +120,7 @@ class Shards(BlobReader, Participant):
     ) -> Iterator[tuple[ShardFile, int, int, int]]:
         """(shard, first row, end row, bytes) of each part: a shard takes rows until the next would pass its limit."""
         shard, start, planned = self._open_shard(table), 0, 0
-        if rests and shard.mark.resting + sum(sizes) > MAX_RESTING_SHARD:
+        if rests and shard.mark.resting + sum(sizes) > self.max_resting_bytes:
             self._move_resting(shard)
         for i, row in enumerate(rows):
             size = sizes[i] + (len(row) + 1) * 2 * BLOCK + _JSON_GUESS
@@ -147,9 +150,7 @@ class Shards(BlobReader, Participant):
         self._touched[shard.id] = shard
         staged.parts.append(Part(shard, rows, firsts, planned, rests))
 
-    def write(
-        self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes], *, behind: bool = False
-    ) -> None:
+    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes], *, behind: bool = False) -> None:
         """Writes the staged blobs with each row's scalars, in the same transaction.
 
         Args:

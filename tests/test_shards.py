@@ -22,7 +22,6 @@ import shard_workload as workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplake_loader import shards as shards_module
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.shards import Member, Shards
@@ -333,7 +332,7 @@ def test_a_failed_statement_inside_a_transaction_takes_only_its_own_bytes(tmp_pa
 
 
 def test_small_blobs_rest_in_the_catalog_and_move_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "MAX_RESTING_SHARD", 100_000)
+    store.shards.max_resting_bytes = 100_000
     syncs: list[str] = []
     fdatasync = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (syncs.append("data"), fdatasync(fd)))
