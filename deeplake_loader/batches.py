@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deeplake_loader.errors import DimensionError, TypeMismatchError
+from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,12 @@ def batches(rows: object, *, size: int) -> Iterator[Batch]:
             f"rows must be dicts, columns, an Arrow table or a DataFrame, got {type(rows).__name__}"
         )
     library = type(rows).__module__.partition(".")[0]
-    if library == "pyarrow":
+    if library == "pyarrow" and hasattr(rows, "schema"):
         yield from _from_arrow(rows, size)
-    elif library == "pandas":
+    elif library == "pandas" and hasattr(rows, "columns"):
         yield from _from_pandas(rows, size)
+    elif library in ("pyarrow", "pandas"):
+        raise TypeMismatchError(f"rows of {library} come as a table or a DataFrame, got {type(rows).__name__}")
     elif isinstance(rows, Mapping):
         yield from _from_columns(rows, size)
     elif isinstance(rows, Iterable):
@@ -54,6 +56,13 @@ def known_length(rows: object) -> int | None:
 
 
 def _from_columns(columns: Mapping[str, Any], size: int) -> Iterator[Batch]:
+    for name, values in columns.items():
+        if isinstance(values, str | bytes | Mapping) or not (
+            hasattr(values, "__len__") and hasattr(values, "__getitem__")
+        ):
+            raise TypeMismatchError(
+                f"column {name!r} must be a list or an array of values, got {type(values).__name__}"
+            )
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DimensionError(f"the columns have different lengths: {lengths}; every row needs a value or None")
@@ -84,6 +93,7 @@ def _transpose(names: tuple[str, ...], rows: list[Any]) -> Batch:
 
 
 def _from_arrow(rows: Any, size: int) -> Iterator[Batch]:
+    _require_distinct(rows.schema.names)
     if type(rows).__name__ == "Table":
         rows = rows.to_batches(max_chunksize=size)
     for batch in [rows] if type(rows).__name__ == "RecordBatch" else rows:
@@ -91,6 +101,12 @@ def _from_arrow(rows: Any, size: int) -> Iterator[Batch]:
             part = batch.slice(start, size)
             named = zip(part.schema.names, part.columns, strict=True)
             yield Batch({name: _arrow_column(column) for name, column in named}, part.num_rows)
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two columns are named {', '.join(map(repr, twice))}; drop one or name them apart")
 
 
 def _arrow_column(column: Any) -> Sequence[Any]:
@@ -106,6 +122,7 @@ def _arrow_column(column: Any) -> Sequence[Any]:
 
 
 def _from_pandas(frame: Any, size: int) -> Iterator[Batch]:
+    _require_distinct([str(name) for name in frame.columns])
     for start in range(0, len(frame), size):
         part = frame.iloc[start : start + size]
         columns = {str(name): _pandas_column(part.iloc[:, i]) for i, name in enumerate(part.columns)}

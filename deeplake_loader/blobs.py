@@ -54,7 +54,9 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
+    """What the index says of a blob, with its bytes where they still rest in the catalog."""
+
     place: Location
     checks: bytes
     info: str | None
@@ -192,7 +194,7 @@ class BlobReader:
         listed = f"[{','.join(map(str, ordinals.tolist()))}]"
         return url, "file = ? AND ordinal IN (SELECT value FROM json_each(?))", (file, listed)
 
-    def _find(self, address: int) -> _Found:
+    def _find(self, address: int) -> Found:
         file, ordinal = unpack_address(address)
         row = self._queries.fetchone(
             "SELECT f.url, m.key, m.column_name, m.offset, m.length, m.checks, m.info, r.data FROM _dl_members m "
@@ -206,7 +208,7 @@ class BlobReader:
         place = Location(url, key, column, -1 if offset is None else offset, length)
         if offset is None and resting is None:
             raise CorruptionError(f"{place}: its bytes are not in the catalog; restore the catalog from a copy")
-        return _Found(place, checks, info, resting)
+        return Found(place, checks, info, resting)
 
     @staticmethod
     def _raise_corrupt(place: Location, data: bytes, expected: bytes, first: int) -> None:

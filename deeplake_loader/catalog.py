@@ -6,7 +6,7 @@ one SQLite COMMIT, then each is told ``committed``; any failure before that roll
 client-made id: when COMMIT itself reports an error, the outcome is settled by looking for that id, and until it is
 settled no participant touches a file.
 
-    BEGIN IMMEDIATE -> statements -> prepare() -> _dl_commits, _dl_head -> COMMIT -> committed()
+    BEGIN IMMEDIATE -> statements -> prepare() -> _dl_commits -> COMMIT -> committed()
                                    '--- any exception: ROLLBACK -> rolled_back()
 """
 
@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,6 +32,7 @@ from deeplake_loader.errors import (
 )
 from deeplake_loader.types import Table
 
+MAX_TIMEOUT_S = 1_000_000  # SQLite counts milliseconds in 31 bits
 MAX_PLANS = 2_000
 MAX_PLAN_TEXT = 100_000  # a longer statement is one of a kind: caching it would only fill the catalog
 
@@ -114,7 +115,12 @@ class _Guard:
             )
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        try:
+            self._lock.release()
+        except RuntimeError:
+            raise InputError(
+                f"a transaction on {self._folder} was left in another thread than it was entered in; keep it in one"
+            ) from None
 
 
 class Catalog:
@@ -168,6 +174,8 @@ class Catalog:
             StoreError: the folder or file cannot be used, is no store, or was written by a newer release.
             CorruptionError: the catalog file is damaged.
         """
+        if not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= MAX_TIMEOUT_S:
+            raise InputError(f"timeout_s must be a number of seconds from 0 to {MAX_TIMEOUT_S}, got {timeout_s!r}")
         catalog = cls(store.Root(os.path.abspath(os.fspath(root))), read_only=read_only, timeout_s=timeout_s)
         try:
             catalog_file.prepare_folder(catalog.root, create=create and not read_only)
@@ -204,6 +212,10 @@ class Catalog:
             connection.close()
 
     # -- statements ------------------------------------------------------------------------------------------------
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Waits until no other thread is inside a call or a transaction, and keeps them out for the block."""
+        return self._guard()
 
     def _guard(self) -> _Guard:
         return self._lock
@@ -312,7 +324,6 @@ class Catalog:
         self.execute(
             "INSERT INTO _dl_commits (seq, id, created_at, author, message, branch) VALUES (?, ?, ?, ?, ?, ?)", row
         )
-        self.execute("UPDATE _dl_head SET seq = ?", (seq,))
         return seq
 
     @property
@@ -460,7 +471,7 @@ class Catalog:
 
     @contextmanager
     def without_foreign_keys(self) -> Iterator[None]:
-        """SQLite neither checks foreign keys nor runs their actions in transactions of the block, on this connection."""
+        """SQLite neither checks foreign keys nor runs their actions in transactions of the block, on this handle."""
         with self._guard():
             self.execute("PRAGMA foreign_keys = OFF")  # SQLite ignores it inside a transaction
             try:
@@ -470,7 +481,7 @@ class Catalog:
 
     def head(self) -> int:
         """The number of the newest commit, 0 in a new store; inside a transaction the one it builds on."""
-        return int(self.fetchone("SELECT seq FROM _dl_head")[0])
+        return int(self.fetchone("SELECT coalesce(max(seq), 0) FROM _dl_commits")[0])
 
     def schema_version(self) -> int:
         """SQLite's own counter of schema changes."""

@@ -16,7 +16,7 @@ FORMAT = 1
 
 _BOOKKEEPING = """
 CREATE TABLE _dl_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, bulk INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE _dl_head (one INTEGER PRIMARY KEY CHECK (one = 1), bulk INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE _dl_commits (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, created_at TEXT NOT NULL, author TEXT,
     message TEXT, branch INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE _dl_branches (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, head INTEGER NOT NULL,
@@ -114,12 +114,13 @@ def _open_error(root: store.Root, error: sqlite3.Error) -> DeeplakeError:
 
 def prepare_folder(root: store.Root, *, create: bool) -> None:
     """Makes the store's folder when ``create``; NotFoundError when there is no store and it may not be made."""
+    lost = _data_folder(root)  # looked for before the catalog, which a store that is just being made gets first
     if os.path.exists(root.catalog):
         return
     if not create:
         raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing)")
-    if not os.path.exists(root.catalog):  # asked again: another process may have made the store in between
-        _require_no_data(root)
+    if lost:
+        raise _lost_catalog(root, lost)
     with store.file_errors("make the store's folder", root.folder):
         store.make_folder(root.folder)
 
@@ -146,25 +147,28 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
 def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
-        _require_no_data(root)
+        if lost := _data_folder(root):
+            raise _lost_catalog(root, lost)
         for statement in _BOOKKEEPING.split(";\n"):
             connection.execute(statement)
         facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
-        connection.execute("INSERT INTO _dl_head (one, seq) VALUES (1, 0)")
+        connection.execute("INSERT INTO _dl_head (one) VALUES (1)")
         connection.execute("INSERT INTO _dl_nodes (id, branch, seq) VALUES (1, 1, 0)")
         connection.execute("INSERT INTO _dl_branches (name, head, created_at) VALUES ('main', 1, ?)", (utc_now(),))
     connection.execute("COMMIT")
 
 
-def _require_no_data(root: store.Root) -> None:
-    """A store that has bytes but an empty catalog has lost it: a new one would give out the old addresses again."""
-    for folder in (store.SHARDS, store.VECTORS):
-        if os.path.isdir(os.path.join(root.folder, folder)):
-            raise CorruptionError(
-                f"{root.folder} holds {folder}/ but no catalog: {root.catalog} was lost or emptied; restore it from a "
-                "copy, or choose another folder for a new store"
-            )
+def _data_folder(root: store.Root) -> str | None:
+    return next((f for f in (store.SHARDS, store.VECTORS) if os.path.isdir(os.path.join(root.folder, f))), None)
+
+
+def _lost_catalog(root: store.Root, folder: str) -> CorruptionError:
+    """Bytes without a catalog have lost it: a new one would give out the old addresses again."""
+    return CorruptionError(
+        f"{root.folder} holds {folder}/ and no catalog: {root.catalog} was lost or emptied; restore it from a copy, or "
+        "choose another folder for a new store"
+    )
 
 
 def _check_format(root: store.Root, found: str) -> None:

@@ -42,6 +42,8 @@ def translate_error(error: Exception, sql: str | None = None) -> DeeplakeError:
         return CorruptionError(f"the catalog file is damaged ({error}); restore it from a copy")
     if code in _STORE_CODES:
         return StoreError(f"the catalog cannot be read or written ({error}); nothing of this statement was kept")
+    if "decode to UTF-8" in str(error):  # the driver's own error, without a code
+        return CorruptionError(f"the catalog holds text that is no UTF-8 ({error}); restore it from a copy")
     if code == sqlite3.SQLITE_TOOBIG:
         return InputError(f"a value is larger than SQLite can hold ({error})")
     return SQLError(f"the statement cannot be run: {error}", sql=sql)

@@ -55,7 +55,8 @@ class SQLError(InputError):
         if self.position is None or not 0 <= self.position <= len(self.sql):
             return f"{text}\n  in: {_shorten(self.sql)}"
         start = self.sql.rfind("\n", 0, self.position) + 1
-        line = self.sql[start:].split("\n", 1)[0]
+        start = max(start, self.position - 100)
+        line = self.sql[start : self.position + 100].split("\n", 1)[0]
         row = self.sql.count("\n", 0, self.position) + 1
         return f"{text}\n  line {row}: {line}\n  {' ' * (len(f'line {row}: ') + self.position - start)}^"
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
 
 LOG_PREFIX = RESERVED_PREFIX + "log_"
-SEQ = f"(SELECT seq FROM {RESERVED_PREFIX}head)"
+SEQ = f"(SELECT coalesce(max(seq), 0) FROM {RESERVED_PREFIX}commits)"
 NOT_BULK = f"(SELECT bulk FROM {RESERVED_PREFIX}head) = 0"
 """Bulk inserts of our own switch the insert triggers off inside their transaction and log the new keys at its end."""
 

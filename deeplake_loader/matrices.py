@@ -4,9 +4,9 @@ A sealed file is a plain version 1.0 .npy: a header of 128 bytes, then the rows,
 at a 64-byte multiple and ``numpy.load`` reads it. Its checksums are crc32c of every 1 MB of the file, header included.
 Reading maps the file and verifies a block the first time that a process touches it.
 
-Writing overlaps three things: the caller's thread computes block checksums and hands bytes to the system, one thread
-pushes them to the disk, and one reads them back for the sha256 (the slowest of the three at 1.8 GB/s a core). So the
-call returns as soon as the bytes are the system's, and the caller's buffer is its own again.
+Writing overlaps four things: one thread computes block checksums and hands bytes to the system, one pushes them to the
+disk, and one reads them back for the sha256 (the slowest of the three at 1.8 GB/s a core), while the caller goes on
+with the rows that name the vectors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from threading import Thread
 from typing import Literal, Protocol, cast
 
 from deeplake_loader import kernels
+from deeplake_loader.behind import Behind
 from deeplake_loader.errors import CorruptionError, DeeplakeError
 from deeplake_loader.store import file_errors, read_at, sync_folder, write_at
 from deeplake_loader.types import ColumnType
@@ -222,10 +223,12 @@ def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:
 class Written:
     """A file whose bytes the system has, while its sha256 and the sync to disk still run behind.
 
-    ``checks`` (crc32c per block) are ready at once; ``finish`` waits for the rest.
+    The caller's buffer is its own again once ``checks`` were asked for; ``finish`` waits for the rest.
     """
 
-    __slots__ = ("_digest", "_error", "_extended", "_fd", "_path", "_pid", "_queues", "_threads", "checks", "size")
+    __slots__ = (
+        "_checks", "_digest", "_error", "_extended", "_fd", "_path", "_pid", "_queues", "_threads", "_writer", "size",
+    )  # fmt: skip
 
     def __init__(self, path: str, header: bytes, data: memoryview) -> None:
         self._path, self._pid, self._digest, self._extended = path, os.getpid(), "", False
@@ -238,13 +241,21 @@ class Written:
         self._threads = [Thread(target=self._guard, args=run, daemon=True) for run in runs]
         for thread in self._threads:
             thread.start()
-        try:
-            self.checks = self._write(header, data)
-        except BaseException:
-            self.discard()
-            raise
+        self._checks = b""
+        self._writer = Behind()
+        self._writer.run(lambda: self._write(header, data))
 
-    def _write(self, header: bytes, data: memoryview) -> bytes:
+    @property
+    def checks(self) -> bytes:
+        """The crc32c of each block, once all bytes are written.
+
+        Raises:
+            StoreError: the disk is full or refuses.
+        """
+        self._writer.wait()
+        return self._checks
+
+    def _write(self, header: bytes, data: memoryview) -> None:
         first = data[: _PIECE - HEADER]
         checks = [_first_checks(header, first)]
         offset = self._put([header, first], 0)
@@ -253,7 +264,7 @@ class Written:
             checks.append(kernels.crc32c_blocks(piece, BLOCK))
             offset = self._put([piece], offset)
         self._tell(None)
-        return b"".join(checks)
+        self._checks = b"".join(checks)
 
     def extend(self, header: bytes, data: memoryview) -> None:
         """Adds rows and puts the header of the new count in place; the sha256 is then computed once, by ``finish``."""
@@ -267,8 +278,8 @@ class Written:
         except DeeplakeError as error:
             self._error = error  # half extended: the file may not be committed any more
             raise
-        checks = _more_checks(self.checks, self.size, data)
-        self.checks = first.to_bytes(4, "little") + checks[4:]
+        checks = _more_checks(self._checks, self.size, data)
+        self._checks = first.to_bytes(4, "little") + checks[4:]
         self.size += len(data)
 
     def _put(self, buffers: list[bytes | memoryview], offset: int) -> int:
@@ -334,6 +345,7 @@ class Written:
         """
         if os.getpid() != self._pid:
             return
+        self._writer.forget()
         self._tell(None)
         with suppress(DeeplakeError):
             self._join()
@@ -342,6 +354,7 @@ class Written:
             os.unlink(self._path)
 
     def _join(self) -> None:
+        self._writer.wait()
         for thread in self._threads:
             thread.join()
         if self._error is not None:

@@ -33,6 +33,7 @@ Decoder = Callable[[object], object]
 
 INTEGER_BITS = {"SMALLINT": 15, "INTEGER": 31, "BIGINT": 63}
 NUMERIC_DIGITS = 15
+_NUMERIC_WHOLE = 308  # digits before the point that a double reaches
 UTC = dt.UTC
 
 
@@ -65,8 +66,10 @@ def plain(value: object, where: str) -> SQLValue:
     >>> plain(True, "parameter 1")
     1
     """
-    if value is None or isinstance(value, str | bytes | float):
-        return float(value) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return _finite(float(value), where)
+    if value is None or isinstance(value, str | bytes):
+        return value
     for kind, encode in _PLAIN:
         if isinstance(value, kind):
             return encode(value, where)
@@ -147,7 +150,12 @@ def _is_whole(value: object) -> bool:
 def _real(value: object, where: str) -> SQLValue:
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
         raise _refuse(value, "a number", where)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _refuse(value, "a number within the range of a double", where) from None
+    if math.isinf(number) and number != value:
+        raise _refuse(value, "a number within the range of a double", where)
     if number != number:
         raise _refuse(value, "a number or NULL (SQLite cannot hold NaN: it would be stored as NULL)", where)
     return number
@@ -168,7 +176,11 @@ def _numeric(kind: ColumnType) -> Encoder:
             raise _refuse(value, str(kind), where) from None
         digits = len(number.normalize().as_tuple().digits) if number.is_finite() else NUMERIC_DIGITS + 1
         whole = max(number.adjusted() + 1, 0) if number.is_finite() and number else 0
-        if digits > NUMERIC_DIGITS or (quantum is not None and whole > int(precision) - int(scale or 0)):
+        if (
+            digits > NUMERIC_DIGITS
+            or whole > _NUMERIC_WHOLE
+            or (quantum is not None and whole > int(precision) - int(scale or 0))
+        ):
             raise _refuse(value, f"{kind} of at most {NUMERIC_DIGITS} significant digits", where)
         return int(number) if number == number.to_integral_value() and abs(number) < 2**53 else float(number)
 
@@ -214,18 +226,27 @@ _BOOLEAN_WORDS = {"t": True, "true": True, "yes": True, "on": True, "1": True,
 
 def _timestamp(value: object, where: str) -> SQLValue:
     moment = _moment(value, "TIMESTAMP", where)
-    return format_timestamp(moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment)
+    return format_timestamp(_in_utc(moment, where) if moment.tzinfo else moment)
 
 
 def _timestamptz(value: object, where: str) -> SQLValue:
     moment = _moment(value, "TIMESTAMPTZ", where)
-    utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return format_timestamp(utc.replace(tzinfo=None)) + "+00:00"
+    return format_timestamp(_in_utc(moment, where) if moment.tzinfo else moment) + "+00:00"
+
+
+def _in_utc(moment: dt.datetime, where: str) -> dt.datetime:
+    try:
+        return moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise _refuse(moment, "a time whose UTC lies in the years 1 to 9999", where) from None
 
 
 def _moment(value: object, name: str, where: str) -> dt.datetime:
     if isinstance(value, dt.datetime):
-        return dt.datetime(*value.timetuple()[:6], value.microsecond, value.tzinfo)  # drops pandas' nanoseconds
+        try:
+            return dt.datetime(*value.timetuple()[:6], value.microsecond, value.tzinfo)  # drops pandas' nanoseconds
+        except ValueError:  # pandas' NaT, which is a datetime without a time
+            raise _refuse(value, f"{name} (or None where there is none)", where) from None
     if isinstance(value, dt.date):
         return dt.datetime(value.year, value.month, value.day)
     if isinstance(value, str):

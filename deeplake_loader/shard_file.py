@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeplake_loader import store
+from deeplake_loader.behind import Behind
 from deeplake_loader.errors import CorruptionError
 from deeplake_loader.tar import END
 
@@ -37,8 +38,8 @@ class ShardFile:
     """
 
     __slots__ = (
-        "committed", "dirty", "failed", "fd", "finisher", "id", "mark", "name", "path", "pending", "planned", "rolled",
-        "table", "url",
+        "behind", "committed", "dirty", "failed", "fd", "finisher", "id", "mark", "name", "path", "pending", "planned",
+        "rolled", "table", "url",
     )  # fmt: skip
 
     def __init__(self, file: int, table: str, url: str, path: str, fd: int, *, committed: Mark | None) -> None:
@@ -49,6 +50,7 @@ class ShardFile:
         self.planned = self.pending = 0
         self.dirty = self.rolled = self.failed = False
         self.finisher: Finisher | None = None
+        self.behind = Behind()
 
     @classmethod
     def create(cls, root: store.Root, folder: str, table: str) -> ShardFile:
@@ -86,22 +88,38 @@ class ShardFile:
         """Bytes that the shard will have once everything promised to it is written."""
         return self.mark.end + self.mark.resting + self.planned
 
-    def append(self, buffers: Sequence[bytes | memoryview], size: int) -> None:
+    def append(self, buffers: Sequence[bytes | memoryview], size: int, *, behind: bool = False) -> None:
         """Writes whole members (``size`` bytes in all) and the end-of-archive over the old one.
 
         The part that covers the old end-of-archive is written last, so that a reader sees the archive before or after.
+        ``behind``: a thread writes and syncs them; whatever else is done with the file waits for it.
         """
-        self.dirty = True
+        self.dirty, at = True, self.mark.end
+        if behind:
+            self.behind.run(lambda: self._write_through(buffers, at))
+        else:
+            self.behind.wait()
+            self._write(buffers, at)
+        self.mark = Mark(at + size, self.mark.count, self.mark.resting)
+
+    def _write_through(self, buffers: Sequence[bytes | memoryview], at: int) -> None:
+        self._write(buffers, at)
+        self.failed = True
+        with store.file_errors("sync", self.path):
+            store.sync_data(self.fd)
+        self.failed = False
+
+    def _write(self, buffers: Sequence[bytes | memoryview], at: int) -> None:
         first, rest = buffers[:_FIRST_CALL], buffers[_FIRST_CALL:]
         if rest:
-            store.write_at(self.fd, [*rest, END], self.mark.end + sum(map(len, first)), self.path)
-            store.write_at(self.fd, first, self.mark.end, self.path)
+            store.write_at(self.fd, [*rest, END], at + sum(map(len, first)), self.path)
+            store.write_at(self.fd, first, at, self.path)
         else:
-            store.write_at(self.fd, [*first, END], self.mark.end, self.path)
-        self.mark = Mark(self.mark.end + size, self.mark.count, self.mark.resting)
+            store.write_at(self.fd, [*first, END], at, self.path)
 
     def cut(self, mark: Mark) -> None:
         """Takes back what lies behind ``mark``; the archive is whole before, between and after the two steps."""
+        self.behind.forget()
         self.mark = mark
         if os.fstat(self.fd).st_size != mark.end + len(END) or self.dirty:
             store.write_at(self.fd, [END], mark.end, self.path)
@@ -111,6 +129,7 @@ class ShardFile:
     def sync(self) -> None:
         """Makes the members durable, and the file's name when it is new. A shard whose sync failed takes no more rows:
         the system may have dropped its pages and call a second sync a success."""
+        self.behind.wait()
         self.failed = True
         with store.file_errors("sync", self.path):
             if self.dirty or self.committed is None:
@@ -121,14 +140,15 @@ class ShardFile:
 
     def start_finishing(self) -> Finisher:
         """Begins to sync and hash the whole file on a thread of its own."""
+        self.behind.wait()
         self.finisher = Finisher(self.path, self.mark.end + len(END))
         self.finisher.start()
         return self.finisher
 
     def finish(self) -> str:
         """The sha256 of the synced file, waiting for it."""
-        self.failed = True
         finisher = self.finisher or self.start_finishing()
+        self.failed = True
         digest = finisher.result()
         with store.file_errors("sync", self.path):
             store.sync_folder(os.path.dirname(self.path))
@@ -158,12 +178,16 @@ class ShardFile:
 
     def close(self) -> None:
         """Lets go of the file and of its lock."""
+        self.behind.forget()
+        self._release()
+
+    def _release(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def __del__(self) -> None:
-        self.close()  # a handle that was dropped without close() must not keep its shard from being adopted
+        self._release()  # a handle that was dropped without close() must not keep its shard from being adopted
 
 
 class Finisher(threading.Thread):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeplake_loader import store
-from deeplake_loader.blobs import BlobReader, checksums
+from deeplake_loader.blobs import BlobReader, Found, checksums
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
 from deeplake_loader.inserts import insert_columns
@@ -79,10 +79,13 @@ class Shards(BlobReader, Participant):
     b'...'
     """
 
-    def __init__(self, catalog: Catalog, *, max_shard_bytes: int | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, *, max_shard_bytes: int | None = None, max_resting_bytes: int = MAX_RESTING_SHARD
+    ) -> None:
         super().__init__(catalog)
         self.catalog = catalog
         self.max_shard_bytes = max_shard_bytes or int(catalog.meta("max_shard_bytes") or MAX_SHARD_BYTES)
+        self.max_resting_bytes = max_resting_bytes
         self._current: dict[str, ShardFile] = {}
         self._touched: dict[int, ShardFile] = {}
         self._retired: list[ShardFile] = []  # after a failed sync: held, so that nobody appends to them
@@ -117,7 +120,7 @@ class Shards(BlobReader, Participant):
     ) -> Iterator[tuple[ShardFile, int, int, int]]:
         """(shard, first row, end row, bytes) of each part: a shard takes rows until the next would pass its limit."""
         shard, start, planned = self._open_shard(table), 0, 0
-        if rests and shard.mark.resting + sum(sizes) > MAX_RESTING_SHARD:
+        if rests and shard.mark.resting + sum(sizes) > self.max_resting_bytes:
             self._move_resting(shard)
         for i, row in enumerate(rows):
             size = sizes[i] + (len(row) + 1) * 2 * BLOCK + _JSON_GUESS
@@ -147,11 +150,12 @@ class Shards(BlobReader, Participant):
         self._touched[shard.id] = shard
         staged.parts.append(Part(shard, rows, firsts, planned, rests))
 
-    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes]) -> None:
+    def write(self, staged: Staged, scalars: Sequence[Mapping[str, object] | bytes], *, behind: bool = False) -> None:
         """Writes the staged blobs with each row's scalars, in the same transaction.
 
         Args:
             scalars: per staged row what its ``<key>.json`` holds: a JSON-able mapping, or the file's bytes.
+            behind: return while a thread still writes; the blobs' buffers may change again after ``settle``.
         """
         if len(scalars) != len(staged.addresses):
             raise InputError(f"{len(staged.addresses)} rows were staged, got the scalars of {len(scalars)}")
@@ -163,17 +167,30 @@ class Shards(BlobReader, Participant):
             if part.rests:
                 self._rest(part, documents)
             else:
-                self._append(part, documents)
+                self._append(part, documents, behind)
             part.shard.pending -= 1
             part.shard.planned -= part.planned
             if part.shard.rolled and not part.shard.pending:
                 self._complete(part.shard)
 
-    def _append(self, part: Part, documents: Sequence[bytes]) -> None:
+    def settle(self) -> None:
+        """Waits for what ``write`` left behind.
+
+        Raises:
+            StoreError: the disk is full or refuses.
+        """
+        for shard in self._touched.values():
+            shard.behind.wait()
+
+    def _find(self, address: int) -> Found:
+        self.settle()  # what this transaction wrote can be read
+        return super()._find(address)
+
+    def _append(self, part: Part, documents: Sequence[bytes], behind: bool) -> None:
         shard = part.shard
         keys = [f"{shard.name}-{first:06d}" for first in part.firsts]
         buffers, places, size = _lay_out(shard.mark.end, keys, part.rows, documents)
-        shard.append(buffers, size)
+        shard.append(buffers, size, behind=behind)
         self._insert_members(
             [
                 (shard.id, ordinal, key, b.column, b.extension, place, len(b.data), checksums(b.data), b.info)
@@ -212,16 +229,19 @@ class Shards(BlobReader, Participant):
             "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
             (ORDINAL_BITS, shard.id),
         )
-        buffers, moved, offset, headers = [], [], shard.mark.end, Headers()
+        moved, offset, headers, between = [], shard.mark.end, Headers(), b""
+        buffers: list[bytes | memoryview] = []
         for ordinal, key, column, extension, data, document in rows:
             head = headers.header(f"{key}.{store.encode_name(column)}.{extension}", len(data))
-            moved.append((offset + len(head), shard.id, ordinal))
-            parts = [head, data, padding(len(data))]
+            buffers += between + head, data
+            offset += len(head)
+            moved.append((offset, shard.id, ordinal))
+            between = padding(len(data))
             if document is not None:  # it stands behind the last blob of its row
-                parts += headers.header(f"{key}.json", len(document)), document, padding(len(document))
-            buffers.append(b"".join(parts))
-            offset += len(buffers[-1])
-        shard.append(buffers, offset - shard.mark.end)
+                head = headers.header(f"{key}.json", len(document))
+                between = b"".join((between, head, document, padding(len(document))))
+            offset += len(data) + len(between)
+        shard.append([*buffers, between], offset - shard.mark.end)
         shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
         self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
         first = pack_address(shard.id, 0)
@@ -303,7 +323,10 @@ class Shards(BlobReader, Participant):
                 shard.close()
 
     def close(self) -> None:
-        """Gives back files and locks; open shards wait for the next process to adopt them."""
+        """Gives back files and locks; open shards wait for the next process to adopt them. What a transaction that is
+        still open wrote goes away."""
+        if self.catalog.in_transaction:
+            self.rolled_back()
         for shard in (*self._current.values(), *self._touched.values(), *self._retired):
             shard.close()
         self._current, self._touched, self._retired = {}, {}, []
@@ -312,6 +335,7 @@ class Shards(BlobReader, Participant):
     # -- the transaction's hooks -----------------------------------------------------------------------------------
 
     def savepoint(self) -> object:
+        self.settle()
         states = {s: (s.mark, s.rolled, s.finisher, s.pending, s.planned) for s in self._touched.values()}
         return dict(self._current), states
 

@@ -70,6 +70,7 @@ class Vectors(Participant):
         self._matrices: dict[int, Matrix] = {}
         self._open: dict[_Key, int] = {}
         self._written: list[tuple[int, Written]] = []
+        self._unsettled: list[tuple[int, Written]] = []  # of these, the catalog has no checksums yet
         self._growing: dict[_Key, tuple[int, int, Written]] = {}  # (file, rows, file being written)
         self._error: DeeplakeError | None = None
         find, keep = weakly(self.matrix), weakly(self._keep_error)
@@ -78,12 +79,15 @@ class Vectors(Participant):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def append(self, table: str, column: str, type: ColumnType, data: Buffer, count: int) -> range:
+    def append(
+        self, table: str, column: str, type: ColumnType, data: Buffer, count: int, *, behind: bool = False
+    ) -> range:
         """The addresses of ``count`` new vectors, consecutive, in order.
 
         ``data``: any contiguous buffer of ``count * type.dimension`` elements of ``type.dtype``, little-endian, checked
-        to be finite by whoever encoded it. It may be reused as soon as the call returns. Runs inside
-        ``catalog.transaction()``, with which the vectors come or go.
+        to be finite by whoever encoded it. It may be reused as soon as the call returns, or, with ``behind``, once
+        ``settle`` did: a thread writes large vectors meanwhile. Runs inside ``catalog.transaction()``, with which the
+        vectors come or go.
 
         Raises:
             DimensionError: the buffer's size is not that of ``count`` vectors.
@@ -105,19 +109,34 @@ class Vectors(Participant):
         growing = self._growing.get(key)
         if growing is not None and growing[2].size + len(flat) <= LARGEST:
             return self._extend_file(key, flat, count)
-        return self._append_file(key, flat, count)
+        addresses = self._append_file(key, flat, count)
+        if not behind:
+            self.settle()
+        return addresses
+
+    def settle(self) -> None:
+        """Waits until what ``append`` left behind is written, and records its checksums.
+
+        Raises:
+            StoreError: the disk is full or refuses.
+        """
+        for file, written in self._unsettled:
+            self._catalog.execute("UPDATE _dl_files SET checks = ? WHERE id = ?", (written.checks, file))
+        self._unsettled.clear()
 
     def _append_file(self, key: _Key, data: memoryview, count: int) -> range:
         table, column, layout = key
         pack_address(1, count - 1)
         url = _new_url(table, column)
         written = self._write(url, layout, data, count)
-        file = self._insert_file((table, column, url, "sealed", count, written.size, written.checks), layout, written)
+        file = self._insert_file((table, column, url, "sealed", count, written.size, None), layout, written)
+        self._unsettled.append((file, written))
         self._growing[key] = file, count, written
         first = pack_address(file, 0)
         return range(first, first + count)
 
     def _extend_file(self, key: _Key, data: memoryview, count: int) -> range:
+        self.settle()
         file, held, written = self._growing[key]
         total = held + count
         first = pack_address(file, total - 1) - count + 1
@@ -235,6 +254,7 @@ class Vectors(Participant):
     # -- the transaction -----------------------------------------------------------------------------------------------
 
     def savepoint(self) -> int:
+        self.settle()
         self._growing.clear()  # what a savepoint may undo goes to files of its own
         return len(self._written)
 
@@ -249,6 +269,7 @@ class Vectors(Participant):
 
     def prepare(self) -> None:
         """Waits until every file of the transaction is on the disk, and records its sha256."""
+        self.settle()
         self._growing.clear()
         for file, written in self._written:
             self._catalog.execute("UPDATE _dl_files SET sha256 = ? WHERE id = ?", (written.finish(), file))
@@ -271,6 +292,7 @@ class Vectors(Participant):
 
     def _forget(self) -> None:
         """Drops what may have come from rows that are gone; a rolled-back address is given out again."""
+        self._unsettled.clear()
         self._matrices = {file: matrix for file, matrix in self._matrices.items() if isinstance(matrix, Sealed)}
         self._open.clear()
         for function in self._functions:
@@ -333,6 +355,7 @@ class Vectors(Participant):
         return known
 
     def _load(self, file: int, known: Matrix | None) -> Matrix:
+        self.settle()
         row = self._file_row(file)
         layout = Layout(row["dimension"], row["dtype"])
         if row["state"] == "sealed":

@@ -7,7 +7,7 @@ out inside the running transaction, so a statement that fails takes its bytes ba
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -219,12 +219,12 @@ class Writer:
         key: str | None,
         after_rowid: int | None,
     ) -> None:
-        """Insert ``count`` rows given by column, in the running transaction.
+        """Insert ``count`` rows given by column, in the running transaction; ``settle`` waits for their last bytes.
 
         ``key`` is the column that is the rowid, if there is one; ``after_rowid``, a rowid that all new ones are above,
         or None where they may lie anywhere.
         """
-        chosen = [_column(table, name) for name in columns]
+        chosen = _columns(table, columns)
         encoded: dict[str, Sequence[Any]] = {}
         blobs: dict[str, list[codecs.Encoded | None]] = {}
         for column, values in zip(chosen, columns.values(), strict=True):
@@ -245,7 +245,12 @@ class Writer:
         inserts.insert_columns(self._catalog, self._target(table.name), encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
-            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept))
+            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept), behind=True)
+
+    def settle(self) -> None:
+        """Waits until the bytes of ``insert_columns`` are the system's: from then on the values may change."""
+        self._vectors.settle()
+        self._shards.settle()
 
     def _defaults(
         self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, after_rowid: int
@@ -285,7 +290,7 @@ class Writer:
                     if value is not None:
                         codecs.encode_vector(column.type, value, f"{where}, row {row}")
             raise
-        addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present)))
+        addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present), behind=True))
         return [None if v is None else next(addresses) for v in values] if holes else list(addresses)
 
     def _stage_columns(
@@ -329,8 +334,17 @@ def _json_texts(values: list[scalars.SQLValue]) -> list[str]:
     return _one_a_line(values)[1:-1].split("\n")
 
 
-def _column(table: Table, name: str) -> Column:
-    column = table.column(name)
+def _columns(table: Table, names: Iterable[object]) -> list[Column]:
+    """The columns of these names, each given once."""
+    chosen = [_column(table, name) for name in names]
+    for column in chosen:
+        if chosen.count(column) > 1:
+            raise InputError(f"column {column.name!r} of {table.name!r} is given twice")
+    return chosen
+
+
+def _column(table: Table, name: object) -> Column:
+    column = table.column(name) if isinstance(name, str) else None
     if column is None:
         known = ", ".join(c.name for c in table.columns)
         raise NotFoundError(f"table {table.name!r} has no column {name!r}; it has {known}")

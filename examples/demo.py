@@ -168,7 +168,9 @@ def search_embeddings(db: deeplake.Database, folder: Path) -> None:
         name = f"texts_{number}"
         db.execute(f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, text TEXT, embedding VECTOR({vectors.shape[1]}))")
         db.insert(name, {"text": texts, "embedding": vectors})
-        row = db.execute(f"SELECT text, embedding FROM {name} WHERE text ILIKE %s ORDER BY id LIMIT 1", ["%a cat %"])[0]
+        row = db.execute(f"SELECT text, embedding FROM {name} ORDER BY (text ILIKE %s) DESC, id LIMIT 1", ["%a cat %"])[
+            0
+        ]
         print(f"   {len(texts)} ready vectors of {vectors.shape[1]}; nearest in meaning to {row.text[:60]!r}:")
         for hit in db.search(name, "embedding", row.embedding, k=4):
             print(f"   {hit.score:.3f}  {hit.text[:90]}")
@@ -182,7 +184,7 @@ def insert_all(db: deeplake.Database, rows: Iterator[dict[str, Any]]) -> tuple[i
             pending.append(row)
             continue
         try:
-            inserted += db.insert("generations", [row])
+            inserted += db.insert("generations", [row], validate="decode")
         except deeplake.DeeplakeError as error:
             refused.append(f"{row['source']}: {str(error).splitlines()[0]}")
     return inserted + db.insert("generations", pending, progress=True), refused
@@ -213,7 +215,7 @@ def train(db: deeplake.Database, steps: int) -> tuple[list[float], float, int]:
         transforms={"frames": deeplake.Video(num_frames=8, size=(64, 64))},
     )
     losses, samples, started = [], 0, time.perf_counter()
-    while len(losses) < steps:
+    while len(stream) and len(losses) < steps:
         for batch in stream:  # iterating again is the next epoch, in another order
             clips = batch["frames"].float().div(127.5).sub(1).transpose(1, 2)
             noise = torch.randn_like(clips)
@@ -253,6 +255,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=240, help="how many clips to draw without --data")
     parser.add_argument("--steps", type=int, default=40, help="training steps")
     options = parser.parse_args()
+    if options.data and not options.data.is_dir():
+        parser.error(f"--data {options.data} is no folder")
     began = time.perf_counter()
     if (options.store / "catalog.sqlite").exists():
         shutil.rmtree(options.store)
@@ -289,17 +293,22 @@ def main() -> None:
 
     print("3. train on a stream of it")
     losses, seconds, samples = train(db, options.steps)
-    print(f"   {len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    print(f"   {samples / seconds:.0f} clips/s decoded and trained on")
+    if losses:
+        print(f"   {len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+        print(f"   {samples / seconds:.0f} clips/s decoded and trained on")
+    else:
+        print("   no clip to train on")
 
     print("4. look at it")
     sheet = options.store / "hits.png"
-    contact_sheet(hits, sheet)
+    if hits:
+        contact_sheet(hits, sheet)
     size = sum(f.stat().st_size for f in options.store.rglob("*") if f.is_file())
-    print(f"   frames of the hits: {sheet}")
+    print(f"   frames of the hits: {sheet if hits else 'none, nothing was found'}")
     print(f"   {size / 1e6:.1f} MB on disk, all of it open formats:")
     print(f"     sqlite3 {options.store}/catalog.sqlite 'SELECT prompt, steps FROM generations LIMIT 5'")
-    print(f"     tar -tf {next((options.store / 'shards' / 'generations').glob('*.tar'))} | head")
+    for shard in list(options.store.glob("shards/generations/*.tar"))[:1]:
+        print(f"     tar -tf {shard} | head")
     print(f"     {sys.executable} examples/look.py {options.store} 'SELECT * FROM generations LIMIT 3'")
     print(f"done in {time.perf_counter() - began:.0f} s")
     db.close()

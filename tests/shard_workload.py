@@ -18,11 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from deeplake_loader import shards as shards_module
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.shards import Member, Shards
 
-shards_module.MAX_RESTING_SHARD = 60_000  # so that resting blobs move within a short run
+MAX_RESTING_SHARD = 60_000  # so that resting blobs move within a short run
 MAX_SHARD_BYTES = 150_000
 TABLE = "samples"
 
@@ -39,7 +38,7 @@ def large(row: int) -> bytes:
 
 def open_store(root: str) -> tuple[Catalog, Shards]:
     catalog = Catalog.open(root)
-    return catalog, Shards(catalog, max_shard_bytes=MAX_SHARD_BYTES)
+    return catalog, Shards(catalog, max_shard_bytes=MAX_SHARD_BYTES, max_resting_bytes=MAX_RESTING_SHARD)
 
 
 def insert(catalog: Catalog, shards: Shards, rows: list[int], *, bulk: bool = False, big: bool = False) -> None:
@@ -55,7 +54,7 @@ def insert(catalog: Catalog, shards: Shards, rows: list[int], *, bulk: bool = Fa
             (row, *found, *([None] * (2 - len(found)))) for row, found in zip(rows, staged.addresses, strict=True)
         ]
         catalog.executemany(f"INSERT INTO {TABLE} VALUES (?, ?, ?)", values)
-        shards.write(staged, [{"id": row, "text": f"row {row} ä"} for row in rows])
+        shards.write(staged, [{"id": row, "text": f"row {row} ä"} for row in rows], behind=bulk)
 
 
 class Abort(Exception):

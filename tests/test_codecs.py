@@ -246,7 +246,7 @@ def test_image_files_are_kept_byte_for_byte_with_their_facts(format, extension, 
         for validate in ("structure", "decode", "none"):
             stored = encode(parse("IMAGE"), value, validate=validate, where=WHERE)
             assert (stored.data, stored.extension) == (data, extension)
-    assert (encode(parse("IMAGE"), data, where=WHERE).info.width, stored.info.nbytes) == (61, len(data))
+    assert encode(parse("IMAGE"), data, where=WHERE).info.width == 61
 
 
 def refused(action: Callable[[], object], error: type[Exception]) -> str | None:
@@ -478,7 +478,7 @@ def test_paths_must_name_regular_files_within_the_limit(tmp_path, monkeypatch):
 def test_a_blob_takes_bytes_and_paths_but_no_text(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert encode(parse("BLOB"), tmp_path / "file", where=WHERE).data == b"abc"
-    assert encode(parse("BLOB"), memoryview(b"abc"), where=WHERE).info == MediaInfo("bytes", nbytes=3)
+    assert encode(parse("BLOB"), memoryview(b"abc"), where=WHERE).info == MediaInfo("bytes")
     for value in (str(tmp_path / "file"), 5, None, np.zeros(3)):
         with pytest.raises(TypeMismatchError):
             encode(parse("BLOB"), value, where=WHERE)

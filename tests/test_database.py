@@ -92,6 +92,7 @@ def test_the_advertised_page_runs_call_for_call(tmp_path: Path, monkeypatch: pyt
     assert row.prompt == row["prompt"] == row[0] == prompt_text
     assert row.score == pytest.approx(1.0, abs=1e-6)
     assert row.frames.info.num_frames == 12 and row.frames.info.codec == "h264"
+    assert row.frames.info.nbytes == len(row.frames.bytes())
     decoded = row.frames.decode(num_frames=12)
     assert decoded.shape == (12, 3, 48, 64) and decoded.dtype == torch.uint8
     assert (decoded.permute(0, 2, 3, 1).float() - frame_tensors.float()).abs().mean() < 6  # H.264 is lossy
@@ -407,6 +408,19 @@ def test_the_documents_of_a_bulk_insert_are_what_json_writes_of_each_row(db: dee
             expected = {"id": key, "100%s": None, 'sa"id': None, "raw": None, "ok": None, "n": 5}
         assert document == expected
         assert text_found == json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_arrays_may_change_once_insert_returned(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(64))")
+    given = np.random.default_rng(1).standard_normal((9_000, 64), np.float32)
+    kept = given.copy()
+    with db.transaction():
+        for _ in range(3):
+            given[:] = kept
+            db.insert("t", {"v": given})
+            given[:] = 7
+    found = db.execute("SELECT v FROM t ORDER BY id")
+    assert np.array_equal(db.vectors(found.column(0)), np.concatenate([kept] * 3))
 
 
 def test_a_transaction_commits_together_or_not_at_all(db: deeplake.Database) -> None:

@@ -23,6 +23,7 @@ RANKS = {
     "rows": 2,
     "scalar_columns": 2,
     "inserts": 2,
+    "behind": 1,
     "extents": 2,
     "batches": 2,
     "matrices": 2,

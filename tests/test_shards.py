@@ -22,7 +22,6 @@ import shard_workload as workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplake_loader import shards as shards_module
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.shards import Member, Shards
@@ -333,7 +332,7 @@ def test_a_failed_statement_inside_a_transaction_takes_only_its_own_bytes(tmp_pa
 
 
 def test_small_blobs_rest_in_the_catalog_and_move_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "MAX_RESTING_SHARD", 100_000)
+    store.shards.max_resting_bytes = 100_000
     syncs: list[str] = []
     fdatasync = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (syncs.append("data"), fdatasync(fd)))
@@ -556,6 +555,34 @@ def test_a_shard_whose_sync_failed_takes_no_more_rows(store: Store, monkeypatch:
             store.put(b"two" * 30_000)
     store.put(b"three" * 30_000)
     assert len(store.files()) == 2 and [s["blob.bin"] for s in readers(path)] == [b"one" * 30_000]
+
+
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+def test_a_write_behind_that_fails_fails_its_transaction(
+    store: Store, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store.put(b"one", bulk=True)
+    (path,) = store.files()
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match=path.name), store.catalog.transaction():
+        patched.setattr(os, call, lambda *_: fail_with(errno.EIO)("", os.close, ()))
+        staged = store.shards.stage("t", [[Member("blob", b"two", "bin")]], bulk=True)
+        store.shards.write(staged, [{}], behind=True)
+        with pytest.raises(StoreError, match=path.name):
+            store.shards.read(staged.addresses[0][0])
+        patched.undo()
+        with pytest.raises(StoreError, match=path.name):
+            store.shards.settle()
+    assert [s["blob.bin"] for s in readers(path)] == [b"one"]
+    store.put(b"three", bulk=True)
+    assert len(store.files()) == (2 if call == "fdatasync" else 1)
+
+
+def test_what_is_written_behind_can_be_read_at_once(store: Store) -> None:
+    with store.catalog.transaction():
+        blobs = [bytes([i]) * 100_000 for i in range(40)]
+        staged = store.shards.stage("t", [[Member("blob", b, "bin")] for b in blobs], bulk=True)
+        store.shards.write(staged, [{}] * 40, behind=True)
+        assert [store.shards.read(a) for (a,) in staged.addresses] == blobs
 
 
 def test_threads_read_while_another_writes(store: Store) -> None:

@@ -182,6 +182,33 @@ def test_a_disk_that_refuses_leaves_nothing(
     assert store.get(kept) == rows[0].tobytes()
 
 
+def test_what_is_written_behind_can_be_read_at_once_and_its_buffer_reused_once_settled(
+    store: Vectors, catalog: Catalog
+) -> None:
+    rows = matrix(bulk_rows())
+    given = rows.copy()
+    with catalog.transaction():
+        first = store.append("t", "v", F32, given, len(given), behind=True)
+        assert np.array_equal(store.gather(np.array(first)), rows)
+        store.settle()
+        given[:] = 0
+        second = store.append("t", "v", F32, rows, len(rows), behind=True)
+    assert np.array_equal(store.gather(np.array([*first, *second])), np.concatenate([rows, rows]))
+
+
+def test_a_disk_that_refuses_behind_fails_the_transaction(
+    store: Vectors, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = matrix(bulk_rows())
+    with pytest.raises(StoreError), catalog.transaction(), monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        store.append("t", "v", F32, rows, len(rows), behind=True)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                store.settle()
+    assert files(catalog) == []
+
+
 def test_a_half_extended_file_is_never_committed(
     store: Vectors, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

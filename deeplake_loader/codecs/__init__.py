@@ -75,7 +75,7 @@ def _encode_blob(type: ColumnType, value: object, where: str) -> Encoded:
         raise TypeMismatchError(
             f"{where} expects {type}, got {describe(value)}; pass bytes, or pathlib.Path(...) to store a file"
         )
-    return Encoded(data, "bin", MediaInfo("bytes", nbytes=len(data)))
+    return Encoded(data, "bin", MediaInfo("bytes"))
 
 
 def _encode_file(
@@ -98,7 +98,7 @@ def _encode_file(
             raise MediaError(f"{where} expects {type}, got {len(data)} bytes of no known {type.name.lower()} format")
         extension = format.extension
     if validate == "none":
-        return Encoded(data, extension, MediaInfo("video" if type.name == "VIDEO" else "audio", nbytes=len(data)))
+        return Encoded(data, extension, MediaInfo("video" if type.name == "VIDEO" else "audio"))
     try:
         return Encoded(data, extension, inspect(data, decode_all=validate == "decode"))
     except BadMedia as error:

@@ -53,7 +53,7 @@ def inspect_audio(data: bytes, *, decode_all: bool) -> MediaInfo:
         codec = stream.codec_context.codec.canonical_name
     return MediaInfo(
         "audio", codec=codec, duration=round(float(length * base), 6) if base and length else None, num_frames=samples,
-        channels=len(first.layout.channels), sample_rate=first.sample_rate, nbytes=len(data),
+        channels=len(first.layout.channels), sample_rate=first.sample_rate,
     )  # fmt: skip
 
 

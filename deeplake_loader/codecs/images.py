@@ -10,6 +10,7 @@ defined range and are refused (they are TENSORs).
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader.codecs.headers import Header, read_jpeg, read_png, sniff_image
@@ -45,7 +46,7 @@ def encode_image(type: ColumnType, value: object, where: str, *, validate: Valid
     if extension not in _FORMATS:
         raise MediaError(f"{where} expects {type}, got {len(data)} bytes that are {_what(extension)}")
     if validate == "none":
-        return Encoded(data, extension, MediaInfo("image", codec=_CODECS.get(extension, extension), nbytes=len(data)))
+        return Encoded(data, extension, MediaInfo("image", codec=_CODECS.get(extension, extension)))
     try:
         header = read_header(data, extension)
         if validate == "decode":
@@ -54,7 +55,7 @@ def encode_image(type: ColumnType, value: object, where: str, *, validate: Valid
         raise MediaError(
             f"{where} expects {type}, got {len(data)} bytes that no image can be read from: {error}"
         ) from error
-    return Encoded(data, extension, _info(header, extension, len(data)))
+    return Encoded(data, extension, _info(header, extension))
 
 
 def _what(extension: str | None) -> str:
@@ -63,7 +64,8 @@ def _what(extension: str | None) -> str:
     return f"no image of a known format ({', '.join(_FORMATS)})"
 
 
-def _info(header: Header, extension: str, nbytes: int) -> MediaInfo:
+@lru_cache(maxsize=1024)  # the images of a column are of few sizes
+def _info(header: Header, extension: str) -> MediaInfo:
     width, height, mode, orientation = header
     return MediaInfo(
         "image",
@@ -72,7 +74,6 @@ def _info(header: Header, extension: str, nbytes: int) -> MediaInfo:
         width,
         height,
         orientation if orientation > 1 else None,
-        nbytes=nbytes,
     )
 
 
@@ -298,7 +299,7 @@ def _encode_pixels(type: ColumnType, image: Pillow.Image, where: str) -> Encoded
         ) from error
     extension = "jpg" if codec == "jpeg" else codec
     return Encoded(
-        file.getvalue(), extension, _info(Header(image.width, image.height, image.mode, 1), extension, file.tell())
+        file.getvalue(), extension, _info(Header(image.width, image.height, image.mode, 1), extension)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -31,10 +32,10 @@ class MediaInfo:
     (video: degrees counterclockwise that a player turns the frame by) or ``orientation`` (images: EXIF, 1-8);
     ``num_frames``: packets that hold a frame to show (samples per channel of audio); ``fps``: frames by duration;
     ``duration``: seconds; ``keyframes``: numbers of the frames decoding can begin at, in showing order; ``shape``: of
-    a tensor.
+    a tensor; ``nbytes``: of a stored value, whose length the index holds.
 
-    >>> MediaInfo("tensor", dtype="float16", shape=(4, 64, 64), nbytes=32896).to_json()
-    '{"media":"tensor","dtype":"float16","shape":[4,64,64],"nbytes":32896}'
+    >>> MediaInfo("tensor", dtype="float16", shape=(4, 64, 64)).to_json()
+    '{"media":"tensor","dtype":"float16","shape":[4,64,64]}'
     """
 
     media: Media
@@ -56,8 +57,7 @@ class MediaInfo:
 
     def to_json(self) -> str:
         """The facts as compact JSON, unknown ones left out."""
-        facts = zip(_FIELDS, _facts(self), strict=True)
-        return _dump({name: value for name, value in facts if value is not None})
+        return _to_json(self)
 
     def describe(self) -> str:
         """The facts in one line, as a handle shows them.
@@ -93,6 +93,12 @@ class MediaInfo:
 _FIELDS = tuple(MediaInfo.__dataclass_fields__)
 _facts = attrgetter(*_FIELDS)
 _dump = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@lru_cache(maxsize=1024)  # equal facts come in runs: a column's images are of few sizes
+def _to_json(info: MediaInfo) -> str:
+    facts = zip(_FIELDS, _facts(info), strict=True)
+    return _dump({name: value for name, value in facts if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

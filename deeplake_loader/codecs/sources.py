@@ -65,19 +65,24 @@ def _read_file(path: str | bytes, where: str) -> bytes:
 
 def is_torch(value: object) -> bool:
     """Whether the value is a torch tensor, told without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    return _is_instance(value, "torch", "Tensor")
 
 
 def is_numpy(value: object) -> TypeGuard[np.ndarray[Any, np.dtype[Any]]]:
     """Whether the value is a numpy array, told without importing numpy."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    return _is_instance(value, "numpy", "ndarray")
+
+
+def _is_instance(value: object, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)  # None as well while another thread is importing the module
+    return kind is not None and isinstance(value, kind)
 
 
 def to_array(value: object, where: str) -> np.ndarray[Any, np.dtype[Any]] | None:
     """A numpy or torch value as a numpy array (bfloat16 as its two raw bytes, dtype 'V2'); None for anything else."""
     if is_numpy(value):
+        if hasattr(value, "mask") and value.mask.any():
+            raise TypeMismatchError(f"{where}: a masked array has values that are missing; fill them, or store NULL")
         # numpy builds a dtype's name anew each time (20 us); only a foreign type like bfloat16 is of kind V
         return value.view("V2") if value.dtype.kind == "V" and value.dtype.name == "bfloat16" else value
     return _from_torch(value, where) if is_torch(value) else None
@@ -86,6 +91,8 @@ def to_array(value: object, where: str) -> np.ndarray[Any, np.dtype[Any]] | None
 def _from_torch(value: Any, where: str) -> np.ndarray[Any, np.dtype[Any]]:
     import torch
 
+    if value.is_meta:
+        raise TypeMismatchError(f"{where}: a tensor on the device 'meta' has no data; pass one that has")
     if value.layout != torch.strided or value.is_quantized:
         raise TypeMismatchError(f"{where}: a {value.layout} tensor has no plain layout; pass value.to_dense()")
     plain = value.detach().cpu().resolve_conj().resolve_neg()

@@ -43,9 +43,9 @@ def encode_tensor(type: ColumnType, value: object, where: str, *, check: bool = 
     else:
         data = _source(type, value, where)
         if not check:
-            return Encoded(data, "npy", MediaInfo("tensor", codec="npy", nbytes=len(data)))
+            return Encoded(data, "npy", MediaInfo("tensor", codec="npy"))
         dtype, shape = _check_file(type, data, where)
-    return Encoded(data, "npy", MediaInfo("tensor", codec="npy", dtype=dtype, shape=shape, nbytes=len(data)))
+    return Encoded(data, "npy", MediaInfo("tensor", codec="npy", dtype=dtype, shape=shape))
 
 
 def _source(type: ColumnType, value: object, where: str) -> bytes:

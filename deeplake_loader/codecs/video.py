@@ -118,7 +118,7 @@ def inspect_video(data: bytes, *, decode_all: bool) -> MediaInfo:
         "video", codec=codec, pixel_format=first.format.name, width=first.width, height=first.height,
         num_frames=packets.count, fps=round(packets.count / packets.duration, 6) if packets.duration else None,
         duration=round(packets.duration, 6) if packets.duration else None, rotation=_rotation(first) or None,
-        keyframes=packets.keyframes, nbytes=len(data),
+        keyframes=packets.keyframes,
     )  # fmt: skip
 
 

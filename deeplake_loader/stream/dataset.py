@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,8 @@ class Stream(IterableDataset[Batch]):
         num_threads: decoding threads of a process, by default one per core, shared among DataLoader's workers.
         prefetch: batches made ahead.
         on_error: a sample that is damaged or cannot be decoded raises its error ("raise"), is left out of its batch
-            ("skip"), or is replaced by another one of the batch, marked in ``valid`` ("replace").
+            ("skip"), or is replaced by another one of the batch, marked in ``valid`` ("replace"); a batch without one
+            good sample raises under each of them.
         lanes: of the order; part of the state.
 
     Raises:
@@ -102,9 +104,12 @@ class Stream(IterableDataset[Batch]):
         on_error: OnError = "raise",
         lanes: int = LANES,
     ) -> None:
-        self._root, self._seed = os.path.abspath(root), seed
+        self._root, self._seed = os.path.abspath(root), _whole("seed", seed)
         self._device = _device(device)
-        self._prefetch, self._num_threads, self._on_error = prefetch, num_threads, on_error
+        self._prefetch, self._on_error = _whole("prefetch", prefetch), on_error
+        self._num_threads = None if num_threads is None else _whole("num_threads", num_threads)
+        batch_size, lanes = _whole("batch_size", batch_size), _whole("lanes", lanes)
+        rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
         self._check_options()
         lanes = lanes if shuffle else 1
         tail = tail or ("short" if world_size == 1 else "pad")
@@ -113,7 +118,7 @@ class Stream(IterableDataset[Batch]):
         self._order = Order(_blocks(self._columns, self._extents, len(rowset)), lanes, shuffle=shuffle)
         self._identity: dict[str, Any] = {
             "order_version": ORDER_VERSION,
-            "seed": seed,
+            "seed": self._seed,
             "shuffle": shuffle,
             "lanes": lanes,
             "commit": commit,
@@ -125,8 +130,6 @@ class Stream(IterableDataset[Batch]):
         self._forget()
 
     def _check_options(self) -> None:
-        if not isinstance(self._seed, int):
-            raise InputError(f"seed must be an integer, got {self._seed!r}")
         if self._prefetch < 0:
             raise InputError(f"prefetch must be 0 or more, got {self._prefetch}")
         if self._num_threads is not None and self._num_threads < 1:
@@ -239,6 +242,7 @@ class Stream(IterableDataset[Batch]):
 
         For the epoch that a loaded state stands in it changes nothing, so that a training loop may call it always.
         """
+        epoch = _whole("epoch", epoch)
         if epoch < 0:
             raise InputError(f"epoch must be 0 or more, got {epoch}")
         following = self._clock.peek()
@@ -265,10 +269,10 @@ class Stream(IterableDataset[Batch]):
     def state_at(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The state after this batch, right under every loader and number of workers."""
         try:
-            epoch, position = batch["_cursor"]
+            epoch, position = map(int, batch["_cursor"])
         except (KeyError, TypeError, ValueError) as error:
             raise StateError("the batch has no '_cursor'; keep that key of the stream's batches") from error
-        return self._state(int(epoch), int(position))
+        return self._state(epoch, position)
 
     def _state(self, epoch: int, position: int) -> dict[str, Any]:
         return {**self._identity, "epoch": epoch, "position": position}
@@ -308,6 +312,8 @@ class Stream(IterableDataset[Batch]):
         self._restored = Assignment(epoch, position, int(state["next"]), int(state["workers"]))
 
     def _checked(self, state: Mapping[str, Any]) -> Cursor:
+        if not isinstance(state, Mapping):
+            raise StateError(f"this is no state of a stream but a {type(state).__name__}; pass what state_dict() gave")
         missing = [key for key in (*_IDENTITY, "epoch", "position") if key not in state]
         if missing:
             raise StateError(f"this is no state of a stream: {', '.join(missing)} missing; it has {', '.join(state)}")
@@ -317,7 +323,9 @@ class Stream(IterableDataset[Batch]):
                     f"the state belongs to another stream: {meaning} was {state[key]!r} and is {self._identity[key]!r} "
                     f"(taken at commit {state.get('commit')!r}, this stream reads commit {self._identity['commit']!r})"
                 )
-        epoch, position = int(state["epoch"]), int(state["position"])
+        epoch, position = state["epoch"], state["position"]
+        if not (isinstance(epoch, int) and isinstance(position, int)):
+            raise StateError(f"epoch {epoch!r} and position {position!r} of the state must be integers")
         if epoch < 0 or not 0 <= position <= self._share.count:
             raise StateError(f"epoch {epoch}, position {position} does not exist in a set of {self._share.count} rows")
         return self._share.cursor(epoch, position)
@@ -380,6 +388,14 @@ class Batches(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(name: str, value: object) -> int:
+    """The option as an int, also where numpy holds it."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}") from None
 
 
 def _device(device: str | torch.device | None) -> torch.device:
