@@ -286,9 +286,7 @@ class Writer:
                     if value is not None:
                         codecs.encode_vector(column.type, value, f"{where}, row {row}")
             raise
-        addresses = iter(
-            self._vectors.append(table, column.name, column.type, data, len(present), behind=True)
-        )
+        addresses = iter(self._vectors.append(table, column.name, column.type, data, len(present), behind=True))
         return [None if v is None else next(addresses) for v in values] if holes else list(addresses)
 
     def _stage_columns(
