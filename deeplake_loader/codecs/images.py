@@ -298,9 +298,7 @@ def _encode_pixels(type: ColumnType, image: Pillow.Image, where: str) -> Encoded
             f"{where}: the image of mode {image.mode} cannot be written as {codec}: {_reason(error)}"
         ) from error
     extension = "jpg" if codec == "jpeg" else codec
-    return Encoded(
-        file.getvalue(), extension, _info(Header(image.width, image.height, image.mode, 1), extension)
-    )
+    return Encoded(file.getvalue(), extension, _info(Header(image.width, image.height, image.mode, 1), extension))
 
 
 def _quality(type: ColumnType, where: str) -> int:
