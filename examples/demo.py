@@ -1,4 +1,4 @@
-"""Build a small generative-video store, query it, train on a stream of it, and look at what came out.
+"""Build a small generative-video store, query it, branch it, train on a stream of it, and look at what came out.
 
     python examples/demo.py                     # clips drawn on the spot
     python examples/demo.py --data FOLDER       # your own videos, images and prompts (.txt, .csv, .tsv, .json, .jsonl)
@@ -190,6 +190,21 @@ def insert_all(db: deeplake.Database, rows: Iterator[dict[str, Any]]) -> tuple[i
     return inserted + db.insert("generations", pending, progress=True), refused
 
 
+def branch_and_merge(db: deeplake.Database) -> None:
+    """Change rows on a branch, look at the difference, merge."""
+    started = time.perf_counter()
+    db.branch("experiment/lower-cfg")
+    made = (time.perf_counter() - started) * 1e3
+    db.execute("UPDATE generations SET cfg_scale = cfg_scale / 2 WHERE model_version = %s", ["sd3"])
+    mean = "SELECT avg(cfg_scale) FROM generations WHERE model_version = 'sd3'"
+    there, changes = db.execute(mean).scalar(), len(db.diff("main", "experiment/lower-cfg"))
+    db.checkout("main")
+    here, started = db.execute(mean).scalar(), time.perf_counter()
+    db.merge("experiment/lower-cfg", into="main")
+    print(f"   made in {made:.1f} ms; mean cfg of sd3 {there:.2f} there, {here:.2f} on main; {changes} rows differ")
+    print(f"   merged in {(time.perf_counter() - started) * 1e3:.1f} ms; now {db.execute(mean).scalar():.2f} on main")
+
+
 class Denoiser(nn.Module):
     """The smallest video denoiser that learns something: two 3-D convolutions."""
 
@@ -291,7 +306,10 @@ def main() -> None:
     if options.data:
         search_embeddings(db, options.data)
 
-    print("3. train on a stream of it")
+    print("3. branch it: an experiment that main does not see until it is merged")
+    branch_and_merge(db)
+
+    print("4. train on a stream of it")
     losses, seconds, samples = train(db, options.steps)
     if losses:
         print(f"   {len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
@@ -299,7 +317,7 @@ def main() -> None:
     else:
         print("   no clip to train on")
 
-    print("4. look at it")
+    print("5. look at it")
     sheet = options.store / "hits.png"
     if hits:
         contact_sheet(hits, sheet)

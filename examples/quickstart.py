@@ -73,6 +73,15 @@ stream = db.stream(
 for batch in stream:
     print(tuple(batch["frames"].shape), tuple(batch["clip_embedding"].shape), batch["prompt"][0])
 
+# A branch per experiment: no row and no byte is copied, and main does not see what follows.
+db.branch("experiment/ddim-scheduler")
+db.execute("UPDATE generations SET cfg_scale = 5.0 WHERE steps >= %s", [25])
+changed = [change.key for change in db.diff("main", "experiment/ddim-scheduler")]
+print(f"{len(changed)} rows changed on {db.current_branch!r}")
+db.merge("experiment/ddim-scheduler", into="main")  # a conflict would raise, and list its rows
+db.checkout("main")
+db.delete_branch("experiment/ddim-scheduler")
+
 state = stream.state_dict()
 stream.load_state_dict(state)
 print(db, "state:", len(repr(state)), "bytes")
