@@ -45,6 +45,17 @@ class CommitInfo:
     changes: Mapping[str, Counts] | None = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TagInfo:
+    """A tag: the point it names, as a branch and a commit number of it, and when it was set (UTC)."""
+
+    name: str
+    branch: str
+    seq: int
+    created_at: dt.datetime
+    message: str | None
+
+
 class Checkout(Generic[Handle]):
     """What `branch` and `checkout` give back: as a context it returns the handle to where it was."""
 
@@ -158,21 +169,25 @@ class BranchVerbs:
             changes = commit_counts(self._catalog, number, seq)
             yield CommitInfo(id_, seq, _time(created_at), author, message, name, changes)
 
-    def tag(self, name: str, at: Ref | None = None, *, message: str | None = None) -> Tag:
+    def tag(self, name: str, at: Ref | None = None, *, message: str | None = None) -> TagInfo:
         """Name a point of history (default: the handle's branch as it is now), which then stays readable."""
         branches, current = Branches(self._catalog), self._views.branch
         with self._catalog.transaction():
             point = branches.present(current) if at is None else branches.resolve(at, branch=current)
-            return branches.tag(name, point, message)
+            return _tag_info(branches.tag(name, point, message))
 
     def untag(self, name: str) -> None:
         """Forget a tag."""
         with self._catalog.transaction():
             Branches(self._catalog).untag(name)
 
-    def tags(self) -> list[Tag]:
+    def tags(self) -> list[TagInfo]:
         """Every tag, oldest first."""
-        return Branches(self._catalog).tags()
+        return [_tag_info(tag) for tag in Branches(self._catalog).tags()]
+
+
+def _tag_info(tag: Tag) -> TagInfo:
+    return TagInfo(tag.name, tag.branch, tag.seq, _time(tag.created_at), tag.message)
 
 
 def _time(text: str) -> dt.datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -258,6 +259,9 @@ def test_tags_name_points_on_any_branch(db: deeplake.Database) -> None:
     db.tag("x1", message="two left")
     db.execute("DELETE FROM t")
     assert [(t.name, t.branch, t.message) for t in db.tags()] == [("v1", "main", None), ("x1", "x", "two left")]
+    assert all(
+        abs(t.created_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)) < dt.timedelta(hours=1) for t in db.tags()
+    )
     with db.at("x1") as then, db.at("v1") as first:
         assert [r[0] for r in rows(then)] == [1, 2] and len(rows(first)) == 5
     db.branch("from-tag", from_="x1")
