@@ -167,8 +167,14 @@ def copy_indexes(catalog: Catalog, branch: int, table: str, *, only: str | None 
 
 
 def create_public_view(catalog: Catalog, branch: int, table: str, branch_name: str) -> None:
-    """The branch's rows for other tools, as a stored view ``table@branch``: exact, though not fast."""
+    """The branch's rows for other tools, as a stored view ``table@branch``: exact, though not fast.
+
+    Where a table or another branch's view has that name, as SQLite compares names without their case, the view is
+    called ``table@branch~number``.
+    """
     name = f"{table}@{branch_name}"
+    if catalog.fetchone("SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE", (name,)):
+        name = f"{name}~{branch}"
     shape = history.read_shape(catalog, table)
     log, real = quote_identifier(shape.log), quote_identifier(table)
     overlay, shadow = quote_identifier(overlay_name(branch, table)), quote_identifier(shadow_name(branch, table))
@@ -189,9 +195,12 @@ _PAIRS = (("l", "t"), ("e", "l"), ("s", "t"), ("s", "l"))
 
 
 def drop_public_views(catalog: Catalog, branch: Branch) -> None:
-    """Remove the branch's stored views."""
+    """Remove the branch's stored views, whatever they are called: each one ends with its overlay's name."""
+    query = "SELECT name FROM main.sqlite_master WHERE type = 'view' AND substr(sql, -length(?1)) = ?1"
     for table in Branches(catalog).overlays(branch.id):
-        catalog.execute(f"DROP VIEW IF EXISTS main.{quote_identifier(f'{table}@{branch.name}')}")
+        ending = f" FROM {quote_identifier(overlay_name(branch.id, table))}"
+        for (name,) in catalog.fetchall(query, (ending,)):
+            catalog.execute(f"DROP VIEW main.{quote_identifier(name)}")
 
 
 def copy_overlays(catalog: Catalog, parent: Point, child: Branch) -> None:

@@ -350,7 +350,7 @@ class _Run:
         branch = self._ours
         if table not in self._branches.overlays(branch.id):
             overlays.create_overlay(self._catalog, branch.id, table)
-            overlays.create_public_view(self._catalog, branch.id, table, f"{table}@{branch.name}")
+            overlays.create_public_view(self._catalog, branch.id, table, branch.name)
 
     def _take_over(self, part: Part, where: str) -> None:
         """Hide main's rows of these keys, and log that the overlay held none of them so far."""
