@@ -249,7 +249,7 @@ def main() -> None:
         diffs = harness.in_process(diff_times, folder, rows, rounds)
         written = harness.in_process(write_times, folder, rows, rounds)
     harness.report(
-        "make a branch of main, durable",
+        "a new branch of main, durable",
         made,
         unit="ms",
         peers=["deeplake"],

@@ -1,4 +1,4 @@
-"""Fills README's table of figures from the lines that the benchmarks printed.
+"""Writes benchmarks/FIGURES.md, and README's shorter table, from the lines that the benchmarks printed.
 
     python benchmarks/cold_start.py >> results.jsonl
     python benchmarks/figures.py results.jsonl
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+FIGURES = Path(__file__).resolve().parent / "FIGURES.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
 
 
@@ -59,7 +60,7 @@ def others(result: dict[str, Any]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The block's text: the table, and the machines it was measured on."""
+    """The text of a table, and the machines it was measured on."""
     rows = ["| claim | unit | ours | against |", "|---|---|---|---|"]
     for result in results:
         rows.append(f"| {result['claim']} | {result.get('unit', '')} | {figure(result['ours'])} | {others(result)} |")
@@ -67,10 +68,16 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join([*rows, "", *(f"Measured on {machine}." for machine in machines)]) + "\n"
 
 
+def against_others(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The claims that are measured against somebody else's software: what README shows."""
+    return [result for result in results if result.get("peer")]
+
+
 def describe(machine: dict[str, Any]) -> str:
     versions = [f"{name} {version}" for name, version in machine["packages"].items() if version]
+    system = machine["system"].partition("-")[0]
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
+        f"{machine['cpu']}, {machine['cores']} cores, {system}, Python {machine['python']}, "
         f"SQLite {machine['sqlite']}, {', '.join(versions)}, commit {machine['commit']}"
     )
 
@@ -86,7 +93,10 @@ def main() -> None:
     if not results:
         print(f"no results; usage: {sys.argv[0]} FILE.jsonl ...", file=sys.stderr)
         return
-    README.write_text(fill(README.read_text(), table(results)))
+    README.write_text(fill(README.read_text(), table(against_others(results))))
+    FIGURES.write_text(
+        f"# Figures\n\nWritten by `benchmarks/figures.py`; see README for how to measure.\n\n{table(results)}"
+    )
 
 
 if __name__ == "__main__":
