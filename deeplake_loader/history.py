@@ -83,6 +83,10 @@ class Shape:
     def names(self) -> str:
         return quote_identifiers(c.name for c in self.columns)
 
+    def names_of(self, alias: str) -> str:
+        """The columns of ``alias``. Unqualified, SQLite takes a name that a table lacks for a text in quotes."""
+        return ", ".join(f"{alias}.{q} AS {q}" for q in (quote_identifier(c.name) for c in self.columns))
+
 
 def install(catalog: Catalog, table: str) -> None:
     """Create the table's log and triggers, inside the caller's transaction, right after CREATE TABLE."""

@@ -55,13 +55,13 @@ def _real_at(
     log = history.LOG_PREFIX + real
     start = first_number(catalog, log, seq)
     name, quoted, key = quote_identifier(real), quote_identifier(log), shape.key
-    live = f"SELECT {shape.names} FROM main.{name} t WHERE 1{condition.format(_equal('s', 't', key))}"
+    live = f"SELECT {shape.names_of('t')} FROM main.{name} t WHERE 1{condition.format(_equal('s', 't', key))}"
     if catalog.fetchone(f"SELECT 1 FROM main.{quoted} WHERE _dl_n >= ? LIMIT 1", (start,)) is None:
         return live, params
     changed = f"SELECT 1 FROM main.{quoted} l WHERE {_equal('l', 't', key)} AND l._dl_seq >= ?"
     earlier = f"SELECT 1 FROM main.{quoted} e WHERE {_equal('e', 'l', key)} AND e._dl_seq >= ? AND e._dl_n < l._dl_n"
     return (
-        f"{live} AND NOT EXISTS ({changed}) UNION ALL SELECT {shape.names} FROM main.{quoted} l "
+        f"{live} AND NOT EXISTS ({changed}) UNION ALL SELECT {shape.names_of('l')} FROM main.{quoted} l "
         f"WHERE l._dl_n >= ? AND l._dl_op <> 'I' AND NOT EXISTS ({earlier}){condition.format(_equal('s', 'l', key))}"
     ), (*params, seq, start, seq, *params)
 

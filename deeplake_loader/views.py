@@ -73,9 +73,9 @@ class Layer:
         return f"NOT EXISTS (SELECT 1 FROM {self.hidden} h WHERE {same_key('h', row, key)})"
 
     def arms(self, columns: str) -> list[str]:
-        """The SELECTs whose union are the rows."""
+        """The SELECTs of ``columns``, qualified by ``t``, whose union are the rows."""
         table = f"main.{quote_identifier(self.real)}"
-        return [f"SELECT {columns} FROM {table} t WHERE {self.shown('t')}", f"SELECT {columns} FROM {self.images}"]
+        return [f"SELECT {columns} FROM {table} t WHERE {self.shown('t')}", f"SELECT {columns} FROM {self.images} t"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,20 +290,19 @@ class Views(Participant):
 
     def _make_views(self, view: View, base: Layer) -> None:
         columns = self._columns(view.table)
-        listed = ", ".join(columns)
+        listed = ", ".join(f"t.{column} AS {column}" for column in columns)
         arms = base.arms(listed)
         name = quote_identifier(base_name(view.table))
         self._catalog.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(arms)}")
         if view.own is not None:
             arms += view.own.arms(listed)
         elif view.overlay is not None:
-            arms.append(f"SELECT {listed} FROM main.{quote_identifier(view.overlay)}")
+            arms.append(f"SELECT {listed} FROM main.{quote_identifier(view.overlay)} t")
             if not self._catalog.read_only:
                 self._make_triggers(view, base, view.overlay)
                 self._watcher(view.table, view.overlay)
         self._catalog.execute(f"CREATE TEMP VIEW {quote_identifier(view.table)} AS {' UNION ALL '.join(arms)}")
         less, more = (quote_identifier(name(view.table)) for name in (less_name, more_name))
-        listed = ", ".join(f"t.{column} AS {column}" for column in columns)
         same = same_key("h", "t", base.shape.key)
         hidden = f"{base.hidden} h CROSS JOIN main.{quote_identifier(view.table)} t ON {same}"  # few look-ups
         self._catalog.execute(f"CREATE TEMP VIEW {less} AS SELECT {listed} FROM {hidden}")
@@ -380,7 +379,7 @@ class Views(Participant):
         shape, log = layer.shape, layer.log
         earlier = f"SELECT 1 FROM {log} e WHERE {same_key('e', 'l', shape.key)} AND e._dl_n > ?1 AND e._dl_n < l._dl_n"
         self._catalog.execute(
-            f"INSERT INTO {layer.images} ({shape.names}) SELECT {shape.names} FROM {log} l "
+            f"INSERT INTO {layer.images} ({shape.names}) SELECT {shape.names_of('l')} FROM {log} l "
             f"WHERE l._dl_n > ?1 AND l._dl_op <> 'I' AND {layer.shown('l')} AND NOT EXISTS ({earlier})",
             (after,),
         )

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 import deeplake_loader as deeplake
+from deeplake_loader.errors import SQLError
 
 
 def stored_views(db: deeplake.Database) -> dict[str, list[tuple[object, ...]]]:
@@ -62,3 +63,22 @@ def test_a_table_named_like_a_branchs_view_is_no_obstacle(table: deeplake.Databa
     table.delete_branch("a")
     assert stored_views(table) == {}
     assert table.execute('SELECT * FROM "t@a"').fetchall() == [(7, "mine")]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_column_that_another_tool_added_is_never_given_made_up_values(
+    table: deeplake.Database, written: bool
+) -> None:
+    table.tag("before")
+    table.branch("a")
+    if written:
+        table.execute("UPDATE t SET v = 'a'")
+    with closing(sqlite3.connect(f"{table.root}/catalog.sqlite")) as other, other:
+        other.execute("ALTER TABLE t ADD COLUMN ext TEXT")
+        other.execute("UPDATE t SET v = 'changed', ext = 'x'")
+    with pytest.raises(SQLError, match=r"no such column: [tl]\.ext"):
+        table.execute("SELECT * FROM t")
+    with pytest.raises(SQLError, match=r"no such column: [tl]\.ext"):
+        table.merge("main", into="a")
+    with table.at("before") as past, pytest.raises(SQLError, match=r"no such column: [tl]\.ext"):
+        past.execute("SELECT * FROM t")
