@@ -222,7 +222,7 @@ class Branches:
     def _commit_at(self, time: dt.datetime) -> int:
         if time.tzinfo is not None:
             time = time.astimezone(dt.UTC).replace(tzinfo=None)
-        text = time.strftime("%Y-%m-%d %H:%M:%S.%f")
+        text = time.isoformat(sep=" ", timespec="microseconds")  # strftime writes the year 26 as "26", after "2026"
         query = "SELECT max(seq) FROM _dl_commits WHERE created_at <= ?"
         return int(self._catalog.fetchone(query, (text,))[0] or 0)
 

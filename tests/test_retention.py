@@ -6,6 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,11 +126,24 @@ def test_a_branch_brought_up_to_date_lets_old_history_go(db: deeplake.Database) 
     assert numbers(db) == [100, 30]
 
 
-def test_a_negative_duration_is_refused(db: deeplake.Database) -> None:
-    with pytest.raises(InputError, match="zero or more"):
-        db.optimize(keep=-1)
-    with pytest.raises(InputError, match="age in seconds"):
-        db.gc(older_than_s=-1)
+@pytest.mark.parametrize("wrong", [-1, float("nan"), "1 day", dt.timedelta(days=-1)])
+def test_what_is_no_duration_is_refused(db: deeplake.Database, wrong: Any) -> None:
+    with pytest.raises(InputError, match="keep is a timedelta or a number of seconds, zero or more"):
+        db.optimize(keep=wrong)
+    with pytest.raises(InputError, match="older_than_s is a timedelta or a number of seconds, zero or more"):
+        db.gc(older_than_s=wrong)
+
+
+@pytest.mark.parametrize("keep", [dt.timedelta.max, float("inf"), 1e18, 63_000_000_000])
+def test_a_duration_beyond_the_calendar_keeps_everything(db: deeplake.Database, keep: Any) -> None:
+    first = db.log()[0].id
+    db.execute("UPDATE t SET n = 1")
+    db.optimize(keep=keep)
+    with db.at(first) as past:
+        assert past.execute("SELECT sum(n) FROM t").scalar() == 0
+    with db.at(dt.datetime(26, 1, 1)) as past:  # before everything, though "26" sorts after "2026"
+        assert past.execute("SELECT count(*) FROM t").scalar() == 0
+    assert db.gc(older_than_s=1e18).files == ()
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

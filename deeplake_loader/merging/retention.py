@@ -34,7 +34,7 @@ from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address, quote
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
 
-_DAY_S = 86_400.0
+_CENTURY = timedelta(days=36_525)  # no store is older, and the calendar goes back so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,19 @@ class Garbage:
     dry_run: bool
 
 
+def period(value: object, name: str) -> timedelta:
+    """A duration that was given as one or in seconds; InputError for what is none, or negative."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        raise InputError(f"{name} is a timedelta or a number of seconds, zero or more, got {value!r}")
+    return timedelta(seconds=min(seconds, _CENTURY.total_seconds()))
+
+
 # -- undo logs ---------------------------------------------------------------------------------------------------------
 
 
 def horizon(catalog: Catalog, keep: timedelta) -> tuple[int, set[int]]:
     """(oldest commit of main that must stay readable, branches whose overlays must stay)."""
-    if keep < timedelta(0):
-        raise InputError(f"cannot keep {keep} of history; give a duration of zero or more")
     branches = Branches(catalog)
     live = [branch.id for branch in branches.all()]
     points = {*_merge_bases(branches), *_tagged(catalog), *_recent(catalog, branches, live, keep)}
@@ -135,11 +141,9 @@ def _drop_overlays(catalog: Catalog, needed: set[int]) -> int:
 
 def unreached(catalog: Catalog, older_than_s: float) -> tuple[list[tuple[int, str]], list[str]]:
     """(number and URL of sealed files without a reachable address, files on disk that the catalog does not know)."""
-    if older_than_s < 0:
-        raise InputError(f"older_than_s is an age in seconds, got {older_than_s}")
     reached = _reached(catalog)
     rows = catalog.fetchall("SELECT id, url, state FROM _dl_files")
-    limit = time.time() - older_than_s
+    limit = time.time() - period(older_than_s, "older_than_s").total_seconds()
     dead = [
         (file, url)
         for file, url, state in rows

@@ -139,7 +139,7 @@ class MergingVerbs:
             self._shards.seal()
             self._vectors.seal()
             if keep is not None:
-                retention.prune(self._catalog, keep if isinstance(keep, dt.timedelta) else dt.timedelta(seconds=keep))
+                retention.prune(self._catalog, retention.period(keep, "keep"))
 
     # -- help ------------------------------------------------------------------------------------------------------
 
