@@ -413,6 +413,7 @@ class Catalog:
         name = f"_dl_{self._depth}"
         self.execute(f"SAVEPOINT {name}")
         tokens = [(participant, participant.savepoint()) for participant in self.participants]
+        branch = tx.branch
         try:
             yield tx
             self._check_open(tx)
@@ -422,6 +423,7 @@ class Catalog:
                 self.execute(f"ROLLBACK TO {name}")
                 self.execute(f"RELEASE {name}")
                 self._forget_schema()
+                tx.branch = branch  # the handle returns to it as well
                 for participant, token in tokens:
                     participant.rollback_to(token)
             raise

@@ -208,6 +208,22 @@ def test_rolled_back_work_leaves_neither_rows_nor_branch(db: deeplake.Database) 
         assert rows(db) == before
 
 
+def test_work_after_a_rollback_across_branches_is_logged_where_it_was_done(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v TEXT)")
+    db.execute("INSERT INTO t VALUES (1, 'main')")
+    with db.branch("a"):
+        pass
+    with db.transaction(), db.checkout("a"):
+        db.execute("UPDATE t SET v = 'a'")
+        with suppress(KeyError), db.transaction():
+            db.checkout("main")
+            db.execute("UPDATE t SET v = 'lost'")
+            raise KeyError
+        assert db.current_branch == "a" and db.execute("SELECT v FROM t").scalar() == "a"
+    changes = {name: [c.changes["t"].changed for c in db.log(name) if c.changes] for name in ("main", "a")}
+    assert changes == {"main": [0], "a": [1]}  # main: the row that was inserted at first
+
+
 def test_every_point_of_history_can_be_read_again(db: deeplake.Database) -> None:
     db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v INTEGER)")
     db.execute("CREATE TABLE pair (a TEXT, b INTEGER, v INTEGER, PRIMARY KEY (a, b))")
