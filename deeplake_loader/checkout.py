@@ -95,7 +95,7 @@ class BranchVerbs:
         """
         before, branches = self._views.branch, Branches(self._catalog)
         with self._catalog.transaction() as tx:
-            start = branches.present(before) if from_ is None else branches.resolve(from_, branch=before)
+            start = branches.resolve(branches.present(before) if from_ is None else from_, branch=before)
             made = branches.create(name, start)
             copy_overlays(self._catalog, start, made)
             if not self._catalog.nested:
@@ -173,7 +173,7 @@ class BranchVerbs:
         """Name a point of history (default: the handle's branch as it is now), which then stays readable."""
         branches, current = Branches(self._catalog), self._views.branch
         with self._catalog.transaction():
-            point = branches.present(current) if at is None else branches.resolve(at, branch=current)
+            point = branches.resolve(branches.present(current) if at is None else at, branch=current)
             return _tag_info(branches.tag(name, point, message))
 
     def untag(self, name: str) -> None:

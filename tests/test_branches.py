@@ -208,6 +208,22 @@ def test_rolled_back_work_leaves_neither_rows_nor_branch(db: deeplake.Database) 
         assert rows(db) == before
 
 
+def test_rows_of_a_deleted_branch_are_all_there_or_refused(db: deeplake.Database) -> None:
+    tables(db)
+    with db.branch("gone"):
+        db.execute("DELETE FROM t WHERE id > 1")
+    with deeplake.connect(db.root, branch="gone") as other:
+        db.delete_branch("gone")
+        with other.branch("rescued"):
+            assert len(rows(other)) == 1
+        db.delete_branch("rescued")
+        db.optimize(keep=0)
+        for verb in (other.branch, other.tag):
+            with pytest.raises(errors.NotFoundError, match=r"deleted|older"):
+                verb("late")
+        assert [b.name for b in db.branches()] == ["main"] and db.tags() == []
+
+
 def test_work_after_a_rollback_across_branches_is_logged_where_it_was_done(db: deeplake.Database) -> None:
     db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v TEXT)")
     db.execute("INSERT INTO t VALUES (1, 'main')")
