@@ -153,25 +153,21 @@ class Writer:
         data = codecs.encode_vector(kind, value.array() if isinstance(value, Vector) else value, where)
         return self._vectors.append(table or "", column or "", kind, data, 1)[0]
 
-    def _collect_blob(
-        self,
-        bound: Bound,
-        i: int,
-        column: str,
-        kind: ColumnType,
-        value: object,
-        where: str,
-        validate: Validate = "structure",
-    ) -> None:
-        if isinstance(value, Blob):
-            address = value.address_in(self._source) if value.type.name == kind.name else None
-            if address is not None:
-                bound.values[i] = address
-                return
-            value = value.bytes()
+    def _collect_blob(self, bound: Bound, i: int, column: str, kind: ColumnType, value: object, where: str) -> None:
+        bound.values[i] = self._own_address(kind, value)
+        if bound.values[i] is not None:
+            return
         sample = _sample(bound, column)
-        sample.members.append(_member(column, codecs.encode(kind, value, validate=validate, where=where)))
+        sample.members.append(_member(column, codecs.encode(kind, _content(value), where=where)))
         sample.slots.append(i)
+
+    def _own_address(self, kind: ColumnType, value: object) -> int | None:
+        """The address of a handle of this store that the column may hold as it is: stored again without a copy."""
+        if not isinstance(value, Blob) or value.type.name != kind.name:
+            return None
+        if kind.name == "TENSOR" and kind.dtype is not None and value.type != kind:
+            return None  # another dtype or shape was declared: to be checked like any tensor
+        return value.address_in(self._source)
 
     def _stage(self, bound: Bound, table: str | None) -> None:
         bound.samples = [s for s in bound.samples if s.members]
@@ -234,8 +230,9 @@ class Writer:
             elif column.type.is_vector:
                 encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
             else:
-                encoded[column.name] = self._reused(values)
-                fresh = [None if a is not None else v for v, a in zip(values, encoded[column.name], strict=True)]
+                encoded[column.name] = [self._own_address(column.type, v) for v in values]
+                own = zip(values, encoded[column.name], strict=True)
+                fresh = [_content(v) if a is None else None for v, a in own]
                 blobs[column.name] = codecs.encode_many(
                     column.type, fresh, validate=validate, where=where, first_row=first_row
                 )
@@ -268,10 +265,6 @@ class Writer:
         by_id = {row[0]: row[1:] for row in rows}
         ids = next((v for n, v in encoded.items() if key is not None and n.lower() == key.lower()), by_id)
         return {name: [by_id[i][place] for i in ids] for place, name in enumerate(missing)}
-
-    def _reused(self, values: Sequence[Any]) -> list[int | None]:
-        """The address of each value that is a handle of this store: stored again without a copy."""
-        return [v.address_in(self._source) if isinstance(v, Blob) else None for v in values]
 
     def _vector_column(
         self, table: str, column: Column, values: Sequence[Any], where: str, first_row: int
@@ -357,6 +350,13 @@ def _sample(bound: Bound, column: str) -> _Sample:
         bound.samples.append(_Sample())
     bound.samples[-1].columns.add(column)
     return bound.samples[-1]
+
+
+def _content(value: object) -> object:
+    """What a handle stands for, to be stored as a new blob: a tensor's values, other media's bytes."""
+    if not isinstance(value, Blob):
+        return value
+    return value.decode() if value.type.name == "TENSOR" else value.bytes()
 
 
 def _member(column: str, encoded: codecs.Encoded) -> Member:

@@ -730,3 +730,28 @@ def test_a_vector_columns_index_comes_and_goes_with_the_column(db: deeplake.Data
     assert indexes() == {"_dl_vector.t.w"}
     db.execute("INSERT INTO t (w) VALUES ('[1, 2, 3]')")
     assert db.search("t", "w", [1, 2, 3], k=1)[0].score == pytest.approx(1)
+
+
+def test_a_handle_of_another_type_or_store_is_checked_like_any_value(db: deeplake.Database, tmp_path: Path) -> None:
+    db.execute("CREATE TABLE a (id BIGINT PRIMARY KEY, picture IMAGE, clip VIDEO, x TENSOR(float32, 2))")
+    db.execute("CREATE TABLE b (id BIGINT PRIMARY KEY, x TENSOR(float16, 4))")
+    values = {"picture": jpeg(), "clip": moving_frames(3), "x": np.ones(2, np.float32)}
+    db.insert("a", [values])
+    row = db.execute("SELECT picture, clip, x FROM a")[0]
+    for statement, wrong in (
+        ("INSERT INTO a (picture) VALUES (%s)", row.clip),
+        ("INSERT INTO b (x) VALUES (%s)", row.x),
+    ):
+        with pytest.raises(errors.InputError):
+            db.execute(statement, [wrong])
+    with pytest.raises(errors.MediaError):
+        db.insert("a", [{"picture": row.clip}])
+    with pytest.raises(errors.InputError):
+        db.insert("b", [{"x": row.x}])
+    with deeplake.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE a (id BIGINT PRIMARY KEY, picture IMAGE, clip VIDEO, x TENSOR(float32, 2))")
+        other.insert("a", [row._asdict()])
+        other.execute("INSERT INTO a (picture, clip, x) VALUES (%s, %s, %s)", list(row))
+        for copy in other.execute("SELECT picture, clip, x FROM a"):
+            assert copy.picture.bytes() == jpeg() and copy.clip.bytes() == row.clip.bytes()
+            assert copy.x.array().tolist() == [1, 1]
