@@ -195,14 +195,10 @@ class _Run:
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def _decide(self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int) -> Part | None:
-        images = self._images(table)
-        keys = images.candidates((here, there))
-        if keys is None:
+        compared = self._compare(table, here, there)
+        if compared is None:
             return None
-        ours, theirs = images.read(here, keys), images.read(there, keys)
-        differing = self._differing(images, ours, theirs)
-        if differing is None:
-            return None
+        images, ours, theirs, differing = compared
         known = {target: ours, source: theirs}
 
         def read(node: int) -> str:
@@ -220,17 +216,23 @@ class _Run:
         return Part(images, ours, theirs, base, choices)
 
     def _take_all(self, table: Table, here: Point, to: Point) -> Part | None:
-        images = self._images(table)
-        keys = images.candidates((here, to))
-        if keys is None:
+        compared = self._compare(table, here, to)
+        if compared is None:
             return None
-        ours, theirs = images.read(here, keys), images.read(to, keys)
-        differing = self._differing(images, ours, theirs)
-        if differing is None:
-            return None
+        images, ours, theirs, differing = compared
         choices = images.create(("choice INTEGER NOT NULL",))
         self._catalog.execute(f"INSERT INTO {choices} SELECT {images.key}, {TAKE} FROM {differing}")
         return Part(images, ours, theirs, ours, choices)
+
+    def _compare(self, table: Table, here: Point, there: Point) -> tuple[Images, str, str, str] | None:
+        """The images of both points and the keys on which they differ; None where they are equal."""
+        images = self._images(table)
+        keys = images.candidates((here, there))
+        if keys is None:
+            return None
+        ours, theirs = images.read(here, keys), images.read(there, keys)
+        differing = self._differing(images, ours, theirs)
+        return None if differing is None else (images, ours, theirs, differing)
 
     def _differing(self, images: Images, ours: str, theirs: str) -> str | None:
         differing = images.create()
