@@ -1,0 +1,30 @@
+"""Audio items decoded on the CPU: the stretch of sound asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deeplake_loader.codecs.audio import decode_samples
+from deeplake_loader.codecs.info import MediaInfo
+from deeplake_loader.decode.slots import Array
+from deeplake_loader.decode.transforms import Audio, Draw
+
+
+def audio_output(info: MediaInfo | None, transform: Audio) -> tuple[str, tuple[int, ...]] | None:
+    rate = transform.sample_rate or (info.sample_rate if info else None)
+    channels = transform.channels or (info.channels if info else None)
+    if transform.duration is None or rate is None or channels is None:
+        return None
+    return "float32", (channels, max(1, round(transform.duration * rate)))
+
+
+def decode_audio(data: bytes | memoryview, transform: Audio, draw: Draw | None) -> Array:
+    samples, rate = decode_samples(data, sample_rate=transform.sample_rate, channels=transform.channels)
+    if transform.duration is None:
+        return samples
+    wanted = max(1, round(transform.duration * rate))
+    spare = samples.shape[1] - wanted
+    if spare <= 0:
+        return np.pad(samples, ((0, 0), (0, -spare)))
+    start = spare // 2 if draw is None else int(draw.uniforms(1, "start")[0] * (spare + 1))
+    return samples[:, start : start + wanted]
