@@ -430,12 +430,12 @@ class Database(BranchVerbs, MergingVerbs):
         Args:
             batch_size: samples per batch.
             options: ``shuffle``, ``seed``, ``transforms`` ({column: deeplake.Image(...)}), ``device``, ``tail``,
-                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``: see `Stream`.
+                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``: see `stream.build_stream`.
 
         >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
         ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
         """
-        from deeplake_loader.stream import Stream
+        from deeplake_loader.stream import build_stream
 
         self._plan_stream(sql)
         with self._catalog.snapshot() as commit:
@@ -446,7 +446,7 @@ class Database(BranchVerbs, MergingVerbs):
             plan = self._plan_stream(sql)
             rows = self._select(plan, params, sql)
         options.setdefault("ordered", plan.ordered)
-        return Stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
+        return build_stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 
     # -- what handles ask for --------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from deeplake_loader.catalog import Catalog
 from deeplake_loader.codecs import encode
 from deeplake_loader.rows import KEY_PREFIX, RowSet
 from deeplake_loader.shards import Member, Shards
-from deeplake_loader.stream import Stream
+from deeplake_loader.stream import Stream, build_stream
 from deeplake_loader.types import ColumnType
 from deeplake_loader.vectors import Vectors
 
@@ -71,4 +71,4 @@ class Store:
 
     def stream(self, names: list[str] | None = None, **options: Any) -> Stream:
         options = {"batch_size": 8, "shuffle": True, "query": "SELECT", "num_threads": 2, **options}
-        return Stream(self.root, self.rowset(names), **options)
+        return build_stream(self.root, self.rowset(names), **options)

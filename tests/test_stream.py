@@ -33,7 +33,7 @@ from deeplake_loader.decode.transforms import Image, Tensor, Video
 from deeplake_loader.errors import CorruptionError, DecodeError, InputError, StateError, TypeMismatchError
 from deeplake_loader.rows import RowSet
 from deeplake_loader.shards import Member
-from deeplake_loader.stream import Stream
+from deeplake_loader.stream import Stream, build_stream
 from deeplake_loader.stream.clock import Clock
 from deeplake_loader.types import ColumnType
 
@@ -107,16 +107,18 @@ def test_threads_and_prefetch_do_not_change_what_comes(store: Store) -> None:
 
 def test_an_unshuffled_stream_keeps_the_order_that_was_asked_for(store: Store) -> None:
     backwards = store.rowset(records=store.records[::-1])
-    asked = Stream(store.root, backwards, batch_size=10)
+    asked = build_stream(store.root, backwards, batch_size=10)
     assert flat(asked) == list(range(ROWS))[::-1]
-    stored = Stream(store.root, backwards, batch_size=10, ordered=False)
+    stored = build_stream(store.root, backwards, batch_size=10, ordered=False)
     assert flat(stored) == list(range(ROWS))
 
 
 def test_rows_in_another_order_give_the_same_shuffled_epoch(store: Store) -> None:
     mixed = store.records[:]
     random.Random(0).shuffle(mixed)
-    streams = [Stream(store.root, store.rowset(records=r), batch_size=8, shuffle=True) for r in (mixed, store.records)]
+    streams = [
+        build_stream(store.root, store.rowset(records=r), batch_size=8, shuffle=True) for r in (mixed, store.records)
+    ]
     assert flat(streams[0]) == flat(streams[1])
     assert streams[0].state_dict() == streams[1].state_dict()
 
@@ -139,7 +141,7 @@ def test_nulls_make_lists_everywhere_in_the_stream(store: Store) -> None:
     records = [list(r) for r in store.records[:20]]
     records[13][:7] = [None] * 3 + [13] + [None] * 3
     rows = store.rowset(records=[tuple(r) for r in records])
-    first, second, third = Stream(store.root, rows, batch_size=8)
+    first, second, third = build_stream(store.root, rows, batch_size=8)
     for batch in (first, second, third):
         for name in ("photo", "latent", "embedding", "flag", "score", "prompt"):
             assert isinstance(batch[name], list), name
@@ -185,7 +187,7 @@ def test_video_tensors_of_any_type_and_large_blobs_stream_too(tmp_path: Path) ->
     records = [(*a, i, i) for i, a in enumerate(staged.addresses)]
     rowset = RowSet(["clip", "half", "large", "id", "_dl_key_0"], [*kinds, None, None], records)
     transform = Video(num_frames=4, size=(24, 32))
-    (batch,) = Stream(store.root, rowset, batch_size=3, transforms={"clip": transform})
+    (batch,) = build_stream(store.root, rowset, batch_size=3, transforms={"clip": transform})
     assert batch["clip"].shape == (3, 4, 3, 24, 32)
     for got, clip in zip(batch["clip"], clips, strict=True):
         assert np.array_equal(got.numpy(), cpu.decode(clip.data, clip.info, transform))
@@ -198,7 +200,7 @@ def test_a_stream_of_scalars_alone_needs_no_addresses(store: Store) -> None:
 
 
 def test_an_empty_set_gives_no_batches(store: Store) -> None:
-    stream = Stream(store.root, store.rowset(records=[]), batch_size=4, shuffle=True)
+    stream = build_stream(store.root, store.rowset(records=[]), batch_size=4, shuffle=True)
     assert len(stream) == 0 and list(stream) == []
     stream.load_state_dict(stream.state_dict())
     assert list(stream) == []
@@ -321,8 +323,9 @@ def test_a_state_of_something_else_is_refused(store: Store) -> None:
         (store.stream(FEW, shuffle=False), "shuffle"),
         (store.stream(FEW, lanes=8), "lanes"),
         (store.stream(FEW, query="SELECT 2"), "query"),
-        (Stream(store.root, store.rowset(FEW, store.records[1:]), batch_size=8, shuffle=True, query="SELECT"), "rows"),
-        (Stream(store.root, store.rowset(FEW, [*store.records[1:], store.records[5]]), batch_size=8, shuffle=True,
+        (build_stream(store.root, store.rowset(FEW, store.records[1:]), batch_size=8, shuffle=True, query="SELECT"),
+         "rows"),
+        (build_stream(store.root, store.rowset(FEW, [*store.records[1:], store.records[5]]), batch_size=8, shuffle=True,
                 query="SELECT"), "digest"),
     ]  # fmt: skip
     for stream, said in others:
@@ -389,8 +392,8 @@ def test_the_interpreter_exits_while_batches_wait(store: Store) -> None:
     rows = pickle.dumps(store.rowset()).hex()
     code = """
         import pickle, sys
-        from deeplake_loader.stream import Stream
-        stream = Stream(sys.argv[1], pickle.loads(bytes.fromhex(sys.argv[2])), batch_size=4, prefetch=8)
+        from deeplake_loader.stream import build_stream
+        stream = build_stream(sys.argv[1], pickle.loads(bytes.fromhex(sys.argv[2])), batch_size=4, prefetch=8)
         batches = iter(stream)
         print(len(next(batches)["id"]))
     """

@@ -8,6 +8,7 @@ iterates (`Batches`).
 
 from __future__ import annotations
 
+from deeplake_loader.stream.build import build_stream
 from deeplake_loader.stream.dataset import Batches, Stream
 
-__all__ = ["Batches", "Stream"]
+__all__ = ["Batches", "Stream", "build_stream"]

@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from multiprocessing import context, reduction
 from typing import Any
 
-Cursor = tuple[int, int]
-"""(epoch, position)."""
+from deeplake_loader.stream.schedule import Cursor
 
 _REMEMBERED = 16
 """Passes kept: a late worker of an abandoned loader must still find its own and not take the next epoch."""

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import operator
 import os
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from deeplake_loader.errors import InputError, StateError
-from deeplake_loader.extents import Extents
-from deeplake_loader.order import LANES, ORDER_VERSION, Order, Share, Tail, canonical, cut_blocks
 from deeplake_loader.reader import Reader
-from deeplake_loader.rows import RowSet
-from deeplake_loader.stream.clock import Clock, Cursor
-from deeplake_loader.stream.columns import Column, Media, Vectors, make_columns
+from deeplake_loader.stream import state as states
+from deeplake_loader.stream.clock import Clock
 from deeplake_loader.stream.device import Batch, Mover, Sent
-from deeplake_loader.stream.loading import Loader, OnError, Step
+from deeplake_loader.stream.loading import Loader
+from deeplake_loader.stream.options import Options, whole
 from deeplake_loader.stream.pipeline import Pipeline
+from deeplake_loader.stream.schedule import Cursor, Schedule, Step
+from deeplake_loader.stream.source import Source
 
 _MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
-_IDENTITY = {
-    "order_version": "the version of the order",
-    "seed": "the seed",
-    "shuffle": "shuffle",
-    "lanes": "the number of lanes",
-    "query": "the query's hash",
-    "rows": "the number of rows",
-    "digest": "the digest of the rows",
-}
-"""What must agree between a state and the stream that takes it on. The commit need not: equal rows are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,83 +44,22 @@ class Stream(IterableDataset[Batch]):
     ``on_error="raise"``.
 
     Args:
-        root: folder of the store.
-        rowset: the rows, as one query gave them.
-        query: the query's text; part of the state.
-        commit: the commit it was read at; told in the state.
-        batch_size: rows in one rank's batch.
-        shuffle: another order in every epoch, by ``seed``; else the rows in order.
-        ordered: the order of ``rowset`` was asked for (ORDER BY) and an unshuffled stream keeps it; else rows are read
-            in the order they are stored in.
-        transforms: by column, deeplake.Image, Video, Audio or Tensor.
-        device: "cpu" or "cuda[:n]"; batches are copied there beside the computation.
-        rank, world_size: this process among the data-parallel ones; every rank gets as many batches.
-        tail: "drop", "pad" or "short", see `order.Share`; by default "short" for one rank, "pad" for several.
-        num_threads: decoding threads of a process, by default one per core, shared among DataLoader's workers.
-        prefetch: batches made ahead.
-        on_error: a sample that is damaged or cannot be decoded raises its error ("raise"), is left out of its batch
-            ("skip"), or is replaced by another one of the batch, marked in ``valid`` ("replace"); a batch without one
-            good sample raises under each of them.
-        lanes: of the order; part of the state.
-
-    Raises:
-        InputError: an option out of range, columns that a batch cannot hold under one name.
-        TypeMismatchError: a transform of another medium than its column.
+        sources: the rows; `Schedule` tells them apart by number.
+        schedule: which rows make which batch.
+        options: how batches are made.
     """
 
-    def __init__(
-        self,
-        root: str,
-        rowset: RowSet,
-        *,
-        batch_size: int,
-        query: str = "",
-        commit: int | str | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        ordered: bool = True,
-        transforms: Mapping[str, object] | None = None,
-        device: str | torch.device | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        tail: Tail | None = None,
-        num_threads: int | None = None,
-        prefetch: int = 2,
-        on_error: OnError = "raise",
-        lanes: int = LANES,
-    ) -> None:
-        self._root, self._seed = os.path.abspath(root), _whole("seed", seed)
-        self._device = _device(device)
-        self._prefetch, self._on_error = _whole("prefetch", prefetch), on_error
-        self._num_threads = None if num_threads is None else _whole("num_threads", num_threads)
-        batch_size, lanes = _whole("batch_size", batch_size), _whole("lanes", lanes)
-        rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
-        self._check_options()
-        lanes = lanes if shuffle else 1
-        tail = tail or ("short" if world_size == 1 else "pad")
-        self._share = Share(len(rowset), batch_size, rank, world_size, lanes, tail)
-        rowset, self._columns, self._extents = _located(self._root, rowset, transforms or {}, ordered and not shuffle)
-        self._order = Order(_blocks(self._columns, self._extents, len(rowset)), lanes, shuffle=shuffle)
-        self._identity: dict[str, Any] = {
-            "order_version": ORDER_VERSION,
-            "seed": self._seed,
-            "shuffle": shuffle,
-            "lanes": lanes,
-            "commit": commit,
-            "query": hashlib.sha256(query.encode()).hexdigest()[:16],
-            "rows": len(rowset),
-            "digest": rowset.digest(),
-        }
+    def __init__(self, sources: tuple[Source, ...], schedule: Schedule, options: Options) -> None:
+        self._sources, self._schedule, self._options = sources, schedule, options
+        self._identity = states.identity(sources, schedule)
         self._clock = Clock()
         self._forget()
 
-    def _check_options(self) -> None:
-        if self._prefetch < 0:
-            raise InputError(f"prefetch must be 0 or more, got {self._prefetch}")
-        if self._num_threads is not None and self._num_threads < 1:
-            raise InputError(f"num_threads must be at least 1, got {self._num_threads}")
-        if self._on_error not in get_args(OnError):
-            raise InputError(f"on_error={self._on_error!r} is none of {', '.join(get_args(OnError))}")
+    def _with(
+        self, *, sources: tuple[Source, ...] | None = None, schedule: Schedule | None = None, **options: Any
+    ) -> Stream:
+        """A stream of the same parts but these, which begins at its own epoch 0."""
+        return Stream(sources or self._sources, schedule or self._schedule, replace(self._options, **options))
 
     def _forget(self) -> None:
         """What belongs to one process: nothing of it goes into a copy."""
@@ -147,7 +71,7 @@ class Stream(IterableDataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_iterator", "_seen", "_restored", "_assigned", "_passes")
-        return {k: v for k, v in self.__dict__.items() if k not in own} | {"_extents": {}}
+        return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -155,11 +79,12 @@ class Stream(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
-        return self._share.steps()
+        return self._schedule.steps(((self._seen or self._clock.peek())[0], 0))
 
     def __repr__(self) -> str:
-        names = ", ".join(column.name for column in self._columns)
-        return f"<Stream of {self._share.count} rows ({names}) in {len(self)} batches of {self._share.batch_size}>"
+        names = ", ".join(dict.fromkeys(column.name for source in self._sources for column in source.columns))
+        rank = f", rank {self._schedule.rank} of {self._schedule.world_size}" if self._schedule.world_size > 1 else ""
+        return f"<Stream of {sum(s.count for s in self._sources)} rows ({names}) in {len(self)} batches{rank}>"
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
@@ -171,10 +96,10 @@ class Stream(IterableDataset[Batch]):
         info = get_worker_info()
         if info is None:
             return Batches(self, None)
-        if self._device.type == "cuda":
+        if self._options.device.type == "cuda":
             raise InputError(
-                f"a DataLoader worker cannot give batches on {self._device}: give the stream device='cpu' and move "
-                "them in the main process, or use the stream without workers (it decodes in threads of its own)"
+                f"a DataLoader worker cannot give batches on {self._options.device}: give the stream device='cpu' and "
+                "move them in the main process, or use the stream without workers (it decodes in threads of its own)"
             )
         return Batches(self, self._join(info.seed - info.id, info.id, info.num_workers))
 
@@ -199,34 +124,18 @@ class Stream(IterableDataset[Batch]):
         if assigned is None:
             assigned = Assignment(*self._clock.begin())
             self._seen = assigned.epoch, assigned.base
-        reader = Reader(self._root)
+        source, options = self._sources[0], self._options
+        reader = Reader(source.root)
         try:
-            loader = Loader(reader, self._columns, self._places(reader), self._seed, self._on_error, iterator.mover)
-            threads = self._num_threads or max(1, min(_MOST_THREADS, _cores() // assigned.stride))
-            return Pipeline(
-                self._steps(assigned), loader.read, decoders=threads, prefetch=self._prefetch, close=reader.close
-            )
+            places = source.places(reader)
+            loader = Loader(reader, source.columns, places, options.seed, options.on_error, iterator.mover)
+            threads = options.num_threads or max(1, min(_MOST_THREADS, _cores() // assigned.stride))
+            cursor = assigned.epoch, assigned.base
+            steps = self._schedule.batches(cursor, first=assigned.first, stride=assigned.stride)
+            return Pipeline(steps, loader.read, decoders=threads, prefetch=options.prefetch, close=reader.close)
         except BaseException:
             reader.close()
             raise
-
-    def _places(self, reader: Reader) -> Mapping[str, Extents]:
-        """Where blobs lie, looked up again in a process that does not know and while some rest in the catalog."""
-        for column in self._columns:
-            if isinstance(column, Media):
-                known = self._extents.get(column.name)
-                if known is None or bool(((known.offset < 0) & (known.file >= 0)).any()):
-                    self._extents[column.name] = reader.resolve(column.addresses)
-        return self._extents
-
-    def _steps(self, assigned: Assignment) -> Iterator[Step]:
-        share, epoch = self._share, assigned.epoch
-        marked = share.repeats or self._on_error == "replace"
-        rows = self._order.positions(self._seed, epoch)
-        for j in range(assigned.first, share.steps(assigned.base), assigned.stride):
-            position = assigned.base + j * share.step
-            own, valid = share.take(position)
-            yield Step(rows[own], valid if marked else None, epoch, share.cursor(epoch, position + share.step))
 
     def _delivered(self, cursor: Cursor) -> None:
         """Called before a batch is handed out."""
@@ -242,7 +151,7 @@ class Stream(IterableDataset[Batch]):
 
         For the epoch that a loaded state stands in it changes nothing, so that a training loop may call it always.
         """
-        epoch = _whole("epoch", epoch)
+        epoch = whole("epoch", epoch)
         if epoch < 0:
             raise InputError(f"epoch must be 0 or more, got {epoch}")
         following = self._clock.peek()
@@ -275,7 +184,7 @@ class Stream(IterableDataset[Batch]):
         return self._state(epoch, position)
 
     def _state(self, epoch: int, position: int) -> dict[str, Any]:
-        return {**self._identity, "epoch": epoch, "position": position}
+        return {**self._identity, "commit": states.commits(self._sources), "epoch": epoch, "position": position}
 
     def _worker_state(self) -> dict[str, Any]:
         """One worker's part; asked again before it delivered, a worker answers what it was given."""
@@ -283,18 +192,22 @@ class Stream(IterableDataset[Batch]):
         if assigned is None:
             raise StateError("this worker has begun no pass yet; iterate the stream first")
         state = self._state(assigned.epoch, assigned.base)
-        return {**state, "next": assigned.first, "workers": assigned.stride, "step": self._share.step}
+        return {**state, "next": assigned.first, "workers": assigned.stride, "step": self._schedule.pace}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Makes the next pass go on where the state was taken: each remaining row of the epoch once.
 
         World size, batch size, tail, workers and threads may be others than then. (A StatefulDataLoader's state holds
         its workers' own positions and goes on with as many workers and the same batches.)
 
+        Args:
+            state: what `state_dict` or `state_at` gave.
+            strict: False goes on, with a warning, where the state is of another query, order, seed or set of rows.
+
         Raises:
             StateError: the state is of another query, order, seed or set of rows, or is no state of a stream.
         """
-        epoch, position = self._checked(state)
+        epoch, position = self._checked(state, strict)
         info = get_worker_info()
         if info is None:
             if "next" in state:
@@ -302,7 +215,7 @@ class Stream(IterableDataset[Batch]):
             self._clock.set((epoch, position))
             self._seen = None
             return
-        for key, present in (("workers", info.num_workers), ("step", self._share.step)):
+        for key, present in (("workers", info.num_workers), ("step", self._schedule.pace)):
             if state.get(key) != present:
                 raise StateError(
                     f"a DataLoader's state goes on only as it was taken: {key} was {state.get(key)!r} and is {present} "
@@ -311,24 +224,13 @@ class Stream(IterableDataset[Batch]):
                 )
         self._restored = Assignment(epoch, position, int(state["next"]), int(state["workers"]))
 
-    def _checked(self, state: Mapping[str, Any]) -> Cursor:
-        if not isinstance(state, Mapping):
-            raise StateError(f"this is no state of a stream but a {type(state).__name__}; pass what state_dict() gave")
-        missing = [key for key in (*_IDENTITY, "epoch", "position") if key not in state]
-        if missing:
-            raise StateError(f"this is no state of a stream: {', '.join(missing)} missing; it has {', '.join(state)}")
-        for key, meaning in _IDENTITY.items():
-            if state[key] != self._identity[key]:
-                raise StateError(
-                    f"the state belongs to another stream: {meaning} was {state[key]!r} and is {self._identity[key]!r} "
-                    f"(taken at commit {state.get('commit')!r}, this stream reads commit {self._identity['commit']!r})"
-                )
-        epoch, position = state["epoch"], state["position"]
-        if not (isinstance(epoch, int) and isinstance(position, int)):
-            raise StateError(f"epoch {epoch!r} and position {position!r} of the state must be integers")
-        if epoch < 0 or not 0 <= position <= self._share.count:
-            raise StateError(f"epoch {epoch}, position {position} does not exist in a set of {self._share.count} rows")
-        return self._share.cursor(epoch, position)
+    def _checked(self, state: Mapping[str, Any], strict: bool) -> Cursor:
+        commit = states.commits(self._sources)
+        epoch, position = states.check(state, self._identity, commit=commit, strict=strict)
+        length = self._schedule.length(epoch) if epoch >= 0 else 0
+        if epoch < 0 or position < 0 or (strict and position > length):
+            raise StateError(f"epoch {epoch}, position {position} does not exist: the epoch has {length} positions")
+        return self._schedule.following((epoch, position))
 
 
 class Batches(Iterator[Batch]):
@@ -366,8 +268,8 @@ class Batches(Iterator[Batch]):
 
     def _started(self) -> Pipeline[Step, Batch | Sent]:
         if self._pipeline is None:
-            if self._stream._device.type == "cuda":
-                self.mover = Mover.to(self._stream._device)
+            if self._stream._options.device.type == "cuda":
+                self.mover = Mover.to(self._stream._options.device)
             self._pipeline = self._stream._begin(self, self._assigned)
         return self._pipeline
 
@@ -390,63 +292,5 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def _whole(name: str, value: object) -> int:
-    """The option as an int, also where numpy holds it."""
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name} must be an integer, got {value!r}") from None
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        chosen = torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise InputError(f"device={device!r} is no device: {error}") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise InputError(f"device={device!r}: batches go to 'cpu' or 'cuda[:n]'")
-    return chosen
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _located(
-    root: str, rowset: RowSet, transforms: Mapping[str, object], keep_order: bool
-) -> tuple[RowSet, tuple[Column, ...], dict[str, Extents]]:
-    """Rows in the order that positions count, their columns, and where the blobs lie."""
-    columns = make_columns(rowset, transforms)
-    media = [c for c in columns if isinstance(c, Media)]
-    reader = Reader(root)
-    try:
-        extents = {c.name: reader.resolve(c.addresses) for c in media}
-    finally:
-        reader.close()
-    if keep_order:
-        return rowset, columns, extents
-    media.sort(key=lambda c: -int(extents[c.name].length.sum()))
-    vectors = [c for c in columns if isinstance(c, Vectors)]
-    addresses = [c.addresses for c in media] + [c.addresses for c in vectors]
-    order = canonical(addresses, rowset.key_columns())
-    if order is None:
-        return rowset, columns, extents
-    rowset = rowset.take(order)
-    moved = {name: _taken(found, order) for name, found in extents.items()}
-    return rowset, make_columns(rowset, transforms), moved
-
-
-def _taken(extents: Extents, order: npt.NDArray[np.int64]) -> Extents:
-    arrays = (extents.file, extents.offset, extents.length, extents.check, extents.address)
-    return Extents(extents.paths, *(a[order] for a in arrays))
-
-
-def _blocks(columns: tuple[Column, ...], extents: Mapping[str, Extents], count: int) -> npt.NDArray[np.int64]:
-    """Blocks of the column that has the most bytes."""
-    media = max(extents.values(), key=lambda e: int(e.length.sum()), default=None)
-    if media is not None:
-        return cut_blocks(media.address, media.length)
-    for column in columns:
-        if isinstance(column, Vectors):
-            return cut_blocks(column.addresses, np.full(count, column.row_bytes, np.int64))
-    return cut_blocks(np.zeros(count, np.int64), np.ones(count, np.int64))

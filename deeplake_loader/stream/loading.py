@@ -15,23 +15,13 @@ from deeplake_loader.decode import transforms
 from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError
 from deeplake_loader.extents import Extents
 from deeplake_loader.reader import Reader
-from deeplake_loader.stream.clock import Cursor
 from deeplake_loader.stream.columns import Column, Media, Part, Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
+from deeplake_loader.stream.schedule import Step
 
 OnError = Literal["raise", "skip", "replace"]
 
 log = logging.getLogger("deeplake_loader.stream")
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One batch to be: its row numbers, which of them are no repeats (None: all), and what comes after it."""
-
-    rows: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.bool_] | None
-    epoch: int
-    after: Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +79,8 @@ class BatchWork:
         """The batch, or its copy to the device under way."""
         bad = {i: name for name, part in self._parts.items() for i in part.errors}
         keep, valid = self._mend(sorted(bad)) if bad else (None, self._step.valid)
+        if valid is None and self._loader.on_error == "replace":
+            valid = np.ones(len(self._step.rows), np.bool_)
         batch: Batch = {name: part.value(keep) for name, part in self._parts.items()}
         batch["_rows"] = torch.from_numpy(self._step.rows if keep is None else self._step.rows[keep])
         batch["_cursor"] = self._step.after

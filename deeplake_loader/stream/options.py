@@ -1,0 +1,54 @@
+"""How a stream makes its batches: nothing here changes which rows come, or when."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+
+from deeplake_loader.errors import InputError
+from deeplake_loader.stream.loading import OnError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Checked as they are made; see `build_stream` for what each means.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prefetch: int = 2
+    num_threads: int | None = None
+    on_error: OnError = "raise"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.device.type not in ("cpu", "cuda"):
+            raise InputError(f"device={str(self.device)!r}: batches go to 'cpu' or 'cuda[:n]'")
+        if whole("prefetch", self.prefetch) < 0:
+            raise InputError(f"prefetch must be 0 or more, got {self.prefetch}")
+        if self.num_threads is not None and whole("num_threads", self.num_threads) < 1:
+            raise InputError(f"num_threads must be at least 1, got {self.num_threads}")
+        if self.on_error not in get_args(OnError):
+            raise InputError(f"on_error={self.on_error!r} is none of {', '.join(get_args(OnError))}")
+        whole("seed", self.seed)
+
+
+def whole(name: str, value: object) -> int:
+    """The option as an int, also where numpy holds it."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}") from None
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None is the CPU."""
+    try:
+        return torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is no device: {error}") from error

@@ -1,0 +1,120 @@
+"""Which rows make which batch: a `Schedule` gives every rank its steps, a pure function of a cursor.
+
+A cursor is (epoch, position). What a position counts is the schedule's affair (rows, bins of a bucket ...), but every
+step takes the same number of them, its ``pace``, on every rank: so one cursor means the same place to all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplake_loader.order import ORDER_VERSION, Order, Share
+
+Cursor = tuple[int, int]
+"""(epoch, position)."""
+
+Indices = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One batch of one rank, to be made.
+
+    Fields: ``rows``, the row number of each of its samples; ``valid``, which of them are no repeats, None in schedules
+    that never repeat; ``after``, the cursor behind it; ``sources``, which source each row is of (None: all of source
+    0); ``epochs``, the epoch that each row is augmented for where it is not ``epoch``.
+    """
+
+    rows: Indices
+    valid: Bools | None
+    epoch: int
+    after: Cursor
+    sources: Indices | None = None
+    epochs: Indices | None = None
+
+
+class Schedule(Protocol):
+    """The batches of one rank, in every epoch. Small, picklable and without state."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def pace(self) -> int:
+        """Positions that one step of all ranks takes; the last step of an epoch may find fewer."""
+
+    def identity(self) -> dict[str, int | str | bool | float]:
+        """What must agree between a state and this schedule: not the ranks, nor what may change within an epoch."""
+
+    def length(self, epoch: int) -> int:
+        """Positions in an epoch."""
+
+    def steps(self, cursor: Cursor) -> int:
+        """Batches of every rank from there to the end of that epoch: as many on each."""
+
+    def following(self, cursor: Cursor) -> Cursor:
+        """The same cursor, or (epoch + 1, 0) where no step is left of its epoch."""
+
+    def batches(self, cursor: Cursor, *, first: int = 0, stride: int = 1) -> Iterator[Step]:
+        """This rank's steps from there to the end of that epoch: number ``first``, ``first + stride`` and so on."""
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int]:
+        """(source, row) at a position."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSchedule:
+    """Every row of one source once an epoch, in the order of `order.Order`, dealt to ranks by `order.Share`.
+
+    A position is a row.
+    """
+
+    order: Order
+    share: Share
+    seed: int = 0
+
+    @property
+    def rank(self) -> int:
+        return self.share.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.share.world_size
+
+    @property
+    def pace(self) -> int:
+        return self.share.step
+
+    def identity(self) -> dict[str, int | str | bool | float]:
+        order = self.order
+        return {"order_version": ORDER_VERSION, "seed": self.seed, "shuffle": order.shuffle, "lanes": order.lanes}
+
+    def length(self, epoch: int) -> int:  # noqa: ARG002 the rows of every epoch are the same
+        return self.share.count
+
+    def steps(self, cursor: Cursor) -> int:
+        return self.share.steps(cursor[1])
+
+    def following(self, cursor: Cursor) -> Cursor:
+        return self.share.cursor(*cursor)
+
+    def batches(self, cursor: Cursor, *, first: int = 0, stride: int = 1) -> Iterator[Step]:
+        epoch, base = cursor
+        rows = self.order.positions(self.seed, epoch)
+        for j in range(first, self.steps(cursor), stride):
+            position = base + j * self.pace
+            own, valid = self.share.take(position)
+            after = self.following((epoch, position + self.pace))
+            yield Step(rows[own], valid if self.share.repeats else None, epoch, after)
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int]:
+        return 0, int(self.order.positions(self.seed, epoch)[position])
