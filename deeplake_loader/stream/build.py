@@ -11,6 +11,7 @@ from deeplake_loader.rows import RowSet
 from deeplake_loader.stream.dataset import Stream
 from deeplake_loader.stream.loading import OnError
 from deeplake_loader.stream.options import Options, torch_device, whole
+from deeplake_loader.stream.picks import Ordered
 from deeplake_loader.stream.schedule import RowSchedule
 from deeplake_loader.stream.source import make_source
 
@@ -74,4 +75,5 @@ def build_stream(
     )
     keep_order = ordered and not shuffle
     source = make_source(root, rowset, transforms=transforms or {}, keep_order=keep_order, query=query, commit=commit)
-    return Stream((source,), RowSchedule(Order(source.starts, lanes, shuffle=shuffle), share, seed), options)
+    picker = Ordered(Order(source.starts, lanes, shuffle=shuffle), seed)
+    return Stream((source,), RowSchedule(picker, share), options)

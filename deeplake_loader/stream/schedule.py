@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deeplake_loader.order import ORDER_VERSION, Order, Share
+from deeplake_loader.order import Share
+from deeplake_loader.stream.picks import Picker
 
 Cursor = tuple[int, int]
 """(epoch, position)."""
@@ -73,14 +74,13 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowSchedule:
-    """Every row of one source once an epoch, in the order of `order.Order`, dealt to ranks by `order.Share`.
+    """The samples of a `picks.Picker`, dealt to ranks by `order.Share`.
 
-    A position is a row.
+    A position is a sample.
     """
 
-    order: Order
+    picker: Picker
     share: Share
-    seed: int = 0
 
     @property
     def rank(self) -> int:
@@ -95,10 +95,9 @@ class RowSchedule:
         return self.share.step
 
     def identity(self) -> dict[str, int | str | bool | float]:
-        order = self.order
-        return {"order_version": ORDER_VERSION, "seed": self.seed, "shuffle": order.shuffle, "lanes": order.lanes}
+        return self.picker.identity()
 
-    def length(self, epoch: int) -> int:  # noqa: ARG002 the rows of every epoch are the same
+    def length(self, epoch: int) -> int:  # noqa: ARG002  as many in every epoch
         return self.share.count
 
     def steps(self, cursor: Cursor) -> int:
@@ -109,12 +108,12 @@ class RowSchedule:
 
     def batches(self, cursor: Cursor, *, first: int = 0, stride: int = 1) -> Iterator[Step]:
         epoch, base = cursor
-        rows = self.order.positions(self.seed, epoch)
+        picks = self.picker.picks(epoch)
         for j in range(first, self.steps(cursor), stride):
             position = base + j * self.pace
             own, valid = self.share.take(position)
-            after = self.following((epoch, position + self.pace))
-            yield Step(rows[own], valid if self.share.repeats else None, epoch, after)
+            mine, after = picks.take(own), self.following((epoch, position + self.pace))
+            yield Step(mine.rows, valid if self.share.repeats else None, epoch, after, mine.sources, mine.epochs)
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
-        return 0, int(self.order.positions(self.seed, epoch)[position])
+        return self.picker.picks(epoch).sample(position)
