@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.order import LANES, ORDER_VERSION, Order, Share, canonical, cut_blocks, random_words
+from deeplake_loader.order import LANES, ORDER_VERSION, WINDOW_BLOCKS, Order, Share, canonical, cut_blocks, random_words
 from deeplake_loader.types import pack_address
 
 
@@ -34,6 +35,58 @@ def test_every_epoch_holds_every_row_once(
 ) -> None:
     order = order_of(files, lanes=lanes, window_blocks=window_blocks)
     assert sorted(order.positions(seed, epoch).tolist()) == list(range(sum(files)))
+
+
+def plain_positions(order: Order, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch as the module describes it, one row at a time."""
+    sizes = np.diff(order.starts).tolist()
+    words = random_words(len(sizes), seed=seed, epoch=epoch, purpose=0).tolist()
+    blocks = sorted(range(len(sizes)), key=lambda b: words[b])
+    dealt = [(place, order.starts[b] + i) for place, b in enumerate(blocks) for i in range(sizes[b])]
+    count, length = len(dealt), len(dealt) // order.lanes
+    edges = [length * lane for lane in range(order.lanes + 1)] if length else [0]
+    windows: list[list[int]] = []
+    for begin, end in itertools.pairwise([*edges, count]):
+        chosen = range(begin, end)
+        first = dealt[begin][0] if begin < end else 0
+        groups = itertools.groupby(chosen, key=lambda d: (dealt[d][0] - first) // order.window_blocks)
+        windows += [list(group) for _, group in groups]
+    random_bits = random_words(count, seed=seed, epoch=epoch, purpose=1).tolist()
+    kept = 64 - len(windows).bit_length() - max(map(len, windows)).bit_length()
+    shuffled = [dealt[d][1] for w in windows for d in sorted(w, key=lambda d: (random_bits[d] >> (64 - kept), d))]
+    body = [shuffled[lane * length + t] for t in range(length) for lane in range(order.lanes)]
+    return [int(row) for row in [*body, *shuffled[length * order.lanes :]]]
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**64),
+    st.data(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_any_positions_of_an_epoch_are_those_of_the_plain_description(
+    sizes: list[int], lanes: int, window_blocks: int, seed: int, data: st.DataObject
+) -> None:
+    order = Order(np.append(0, np.cumsum(sizes)), lanes, window_blocks)
+    plain = plain_positions(order, seed, 3)
+    assert order.positions(seed, 3).tolist() == plain
+    some = order.epoch(seed, 3)
+    for _ in range(3):
+        asked = data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=20))
+        assert some.rows(np.array(asked, np.int64)).tolist() == [plain[p] for p in asked]
+
+
+def test_a_hundred_million_rows_take_the_memory_of_the_windows_in_use() -> None:
+    rows, block, lanes = 100_000_000, 2500, 64
+    order = Order(np.arange(0, rows + 1, block), lanes)
+    tracemalloc.start()
+    epoch = order.epoch(0, 0)
+    for position in range(0, 64 * 200, 256):
+        own = np.arange(position, position + 256)
+        epoch.rows(own[own % lanes < lanes // 8])  # the lanes of the first of 8 ranks
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    windows = lanes // 8 * WINDOW_BLOCKS * block * 8
+    assert held < 24 * (rows // block) + 1.5 * windows + 100_000
 
 
 def test_the_order_of_version_1_never_changes() -> None:
@@ -159,6 +212,15 @@ def test_canonical_order_sorts_by_address_then_key(rows: list[tuple[int, str | N
     order = canonical([first, second], [[r[1] for r in rows]])
     got = rows if order is None else [rows[i] for i in order]
     assert got == sorted(rows, key=lambda r: (r[0], r[1] is not None, r[1] or "", r[2]))
+
+
+@given(st.lists(st.integers(0, 2**53 - 1), min_size=2, unique=True), st.booleans())
+@settings(deadline=None)
+def test_packed_sort_keys_give_the_order_of_the_addresses(addresses: list[int], wide: bool) -> None:
+    column = np.array(addresses if wide else [(a % 7 + 1) << 30 | a % 4096 for a in addresses], np.int64)
+    found = canonical([column], [range(len(addresses))])
+    expected = sorted(range(len(addresses)), key=lambda i: (column[i], i))
+    assert (list(range(len(addresses))) if found is None else found.tolist()) == expected
 
 
 def test_rows_already_in_order_need_no_permutation() -> None:
