@@ -188,6 +188,19 @@ class EpochOrder:
             self._begins = np.append(0, np.cumsum(np.diff(order.starts)[blocks]))
             self._windows = np.append(self._window_starts(), self._count)
 
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, places: Indices | slice | int) -> Indices:
+        """As an array of the row numbers at all positions would give it."""
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(self._count), dtype=np.int64)
+        found = self.rows(np.atleast_1d(places))
+        return found if np.ndim(places) else found[0]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self.all().astype(np.int64 if dtype is None else dtype, copy=False)
+
     def rows(self, positions: Indices) -> Indices:
         """The row number at each of these positions, in any order; what is near in the epoch is cheapest together."""
         if not self._order.shuffle or not len(positions):

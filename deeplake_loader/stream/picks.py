@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.order import ORDER_VERSION, Order
+from deeplake_loader.order import ORDER_VERSION, EpochOrder, Order
 
 Indices = npt.NDArray[np.int64]
 
@@ -18,11 +18,11 @@ Indices = npt.NDArray[np.int64]
 class Picks:
     """Samples in an order.
 
-    Fields: ``rows``, their row numbers; ``sources``, which source each is of (None: all of source 0); ``epochs``, the
-    epoch each is augmented for (None: the one that is asked for).
+    Fields: ``rows``, their row numbers, which an `EpochOrder` works out as they are taken; ``sources``, which source
+    each is of (None: all of source 0); ``epochs``, the epoch each is augmented for (None: the one that is asked for).
     """
 
-    rows: Indices
+    rows: Indices | EpochOrder
     sources: Indices | None = None
     epochs: Indices | None = None
 
@@ -46,7 +46,7 @@ def concatenated(parts: list[Picks], epochs: list[int], first_sources: list[int]
     """Several picks one behind the other: each part's epoch, and the number that its source 0 has among all."""
     pairs = list(zip(parts, epochs, first_sources, strict=True))
     return Picks(
-        np.concatenate([part.rows for part in parts]),
+        np.concatenate([np.asarray(part.rows, np.int64) for part in parts]),
         np.concatenate([np.full(len(p), first) if p.sources is None else p.sources + first for p, _, first in pairs]),
         np.concatenate([np.full(len(p), epoch) if p.epochs is None else p.epochs for p, epoch, _ in pairs]),
     )
@@ -84,7 +84,7 @@ class Ordered:
         return self.order.lanes if self.order.shuffle else 1
 
     def picks(self, epoch: int) -> Picks:
-        return Picks(self.order.positions(self.seed, epoch))
+        return Picks(self.order.epoch(self.seed, epoch))
 
     def identity(self) -> dict[str, int | str | bool | float]:
         order = self.order

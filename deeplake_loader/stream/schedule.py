@@ -113,7 +113,8 @@ class RowSchedule:
             position = base + j * self.pace
             own, valid = self.share.take(position)
             mine, after = picks.take(own), self.following((epoch, position + self.pace))
-            yield Step(mine.rows, valid if self.share.repeats else None, epoch, after, mine.sources, mine.epochs)
+            rows, marks = np.asarray(mine.rows), valid if self.share.repeats else None
+            yield Step(rows, marks, epoch, after, mine.sources, mine.epochs)
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
         return self.picker.picks(epoch).sample(position)
