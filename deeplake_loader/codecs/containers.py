@@ -9,9 +9,23 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from deeplake_loader.codecs.info import BadMedia
+
+
+class RandomFile(Protocol):
+    """A file whose parts come when they are asked for; ``read`` may give less than was asked."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+Source = bytes | memoryview | RandomFile
+"""A media file: all its bytes, or a file."""
 
 
 class Format(NamedTuple):
@@ -27,11 +41,12 @@ _MAGICS = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Format("asf", "wmv")), (b"\0\0\x01\xba", Format("mpeg", "mpg")),
     (b"\0\0\x01\xb3", Format("mpegvideo", "m2v")), (b"ID3", Format("mp3", "mp3")), (b"DKIF", Format("ivf", "ivf")),
 )  # fmt: skip
+_NO_PROBE = {"probesize": "32", "analyzeduration": "0"}
 _RIFF = {b"AVI ": Format("avi", "avi"), b"WAVE": Format("wav", "wav")}
 _FORM = {b"AIFF": Format("aiff", "aif"), b"AIFC": Format("aiff", "aif")}
 
 
-def sniff_container(data: bytes | memoryview) -> Format | None:
+def sniff_container(data: Source) -> Format | None:
     """The container by its first bytes; None for what is not opened."""
     head = bytes(data[:512])
     for magic, format in _MAGICS:
@@ -65,8 +80,12 @@ def _sniff_stream(head: bytes) -> Format | None:
 
 
 @contextmanager
-def open_container(data: bytes | memoryview) -> Iterator[Any]:
-    """An open PyAV input container; whatever decoding raises inside comes out as BadMedia."""
+def open_container(data: Source, *, quick: bool = False) -> Iterator[Any]:
+    """An open PyAV input container; whatever decoding raises inside comes out as BadMedia.
+
+    ``quick``: no packets are looked at before the first one is asked for, where the container itself says what it
+    holds; pixel formats and rates may then be unknown until a frame is decoded.
+    """
     import av
 
     format = sniff_container(data)
@@ -74,8 +93,11 @@ def open_container(data: bytes | memoryview) -> Iterator[Any]:
         raise BadMedia(f"{len(data)} bytes of no known container")
     if format.demuxer == "matroska":
         _check_matroska(data)
+    options = _NO_PROBE if quick and format.demuxer in ("mov", "matroska") else {}
+    file = io.BytesIO(data) if isinstance(data, bytes | memoryview) else data
+    file.seek(0)
     try:
-        with av.open(io.BytesIO(data), format=format.demuxer, metadata_errors="ignore") as container:
+        with av.open(file, format=format.demuxer, metadata_errors="ignore", options=options) as container:
             yield container
     except BadMedia:
         raise
@@ -83,7 +105,7 @@ def open_container(data: bytes | memoryview) -> Iterator[Any]:
         raise BadMedia(reason(error)) from error
 
 
-def _check_matroska(data: bytes | memoryview) -> None:
+def _check_matroska(data: Source) -> None:
     """Raises BadMedia where the segment's declared size goes beyond the file: FFmpeg plays such a file without a
     word."""
     head = bytes(data[:256])

@@ -31,8 +31,9 @@ class MediaInfo:
     Pillow's mode names "RGB", "L", "CMYK" for images); ``width``, ``height``: pixels as stored, before ``rotation``
     (video: degrees counterclockwise that a player turns the frame by) or ``orientation`` (images: EXIF, 1-8);
     ``num_frames``: packets that hold a frame to show (samples per channel of audio); ``fps``: frames by duration;
-    ``duration``: seconds; ``keyframes``: numbers of the frames decoding can begin at, in showing order; ``shape``: of
-    a tensor; ``nbytes``: of a stored value, whose length the index holds.
+    ``duration``: seconds; ``keyframes``: numbers of the frames decoding can begin at, in showing order; ``gops``: times
+    of a video's frames and the bytes of its groups of pictures, packed (`codecs.gops`); ``shape``: of a tensor;
+    ``nbytes``: of a stored value, whose length the index holds.
 
     >>> MediaInfo("tensor", dtype="float16", shape=(4, 64, 64)).to_json()
     '{"media":"tensor","dtype":"float16","shape":[4,64,64]}'
@@ -53,6 +54,7 @@ class MediaInfo:
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     keyframes: tuple[int, ...] | None = None
+    gops: str | None = None
     nbytes: int | None = None
 
     def to_json(self) -> str:
@@ -85,6 +87,8 @@ class MediaInfo:
             for name in ("shape", "keyframes"):
                 if name in known:
                     known[name] = tuple(known[name])
+            if "gops" in known:
+                known["keyframes"] = _keyframes(known["gops"])
             return cls(**known)
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptionError(f"stored media facts cannot be read: {text[:200]!r} ({error})") from error
@@ -98,7 +102,16 @@ _dump = json.JSONEncoder(separators=(",", ":")).encode
 @lru_cache(maxsize=1024)  # equal facts come in runs: a column's images are of few sizes
 def _to_json(info: MediaInfo) -> str:
     facts = zip(_FIELDS, _facts(info), strict=True)
-    return _dump({name: value for name, value in facts if value is not None})
+    kept = {name: value for name, value in facts if value is not None}
+    if "gops" in kept:  # which holds the key frames, in a hundredth of the room
+        kept.pop("keyframes", None)
+    return _dump(kept)
+
+
+def _keyframes(gops: str) -> tuple[int, ...]:
+    from deeplake_loader.codecs.gops import unpack
+
+    return tuple(unpack(gops).keyframes.tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,56 +1,87 @@
-"""VIDEO values: files kept byte for byte once every packet was demuxed, frames encoded by PyAV, and frames read by
-number.
+"""VIDEO values: files kept byte for byte once every packet was demuxed, and frames read by number.
 
 Frame numbers count the frames a player shows, in showing order. Packets that hold a frame and are not discarded by an
 edit list are counted, because what containers declare is often wrong (13 of 54 public clips) and decoding all costs
 100 times more; the two counts agreed on every one of those clips.
+
+Colours become RGB as the file's tags say (matrix and range); without a tag by swscale's default, BT.601 of limited
+range. Alpha is dropped, deeper samples are rounded to 8 bits.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader.codecs.containers import open_container
+from deeplake_loader.codecs.containers import Source, open_container, sniff_container
 from deeplake_loader.codecs.info import MAX_PIXELS, BadMedia, MediaInfo
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     import numpy as np
 
-    Array = np.ndarray[Any, np.dtype[Any]]
+    from deeplake_loader.codecs.gops import GopTable, Range
 
-SEEK_GAP = 16
-"""Frames that are decoded and dropped rather than sought over: a seek costs about as much as that many frames."""
+    Array = np.ndarray[Any, np.dtype[Any]]
+    Take = Callable[[int, Array], None]
+
+_INDEXED = ("mov", "matroska", "avi")
+_MAX_INDEX_SHARE = 0.5
+"""Files of which opening and seeking read more than this are as well read whole."""
+
+_PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE: every packet is a frame, none a field
 
 
 @dataclass(frozen=True, slots=True)
 class Packets:
-    """The frames of a stream before decoding: presentation times in showing order (None where they are missing or
-    repeated), which frames are key frames, and the length in seconds (None where unknown)."""
+    """The frames of a stream before decoding: how many, which are key frames, the length in seconds (None where
+    unknown), and where each lies (None where presentation times are missing or repeated)."""
 
     count: int
-    times: tuple[int, ...] | None
     keyframes: tuple[int, ...]
     duration: float | None
+    table: GopTable | None
 
 
-def video_stream(container: Any) -> Any:
-    """The first moving-picture stream, set to one decoding thread: clips are decoded in parallel, not their slices."""
-    from av.stream import Disposition
+class Deadline:
+    """A time limit that decoding looks at between packets.
+
+    >>> Deadline(None).check()
+    """
+
+    __slots__ = ("_end", "_seconds")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end = None if seconds is None else monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises BadMedia when the time is over."""
+        if self._end is not None and monotonic() > self._end:
+            raise BadMedia(f"decoding takes longer than {self._seconds:g} s; raise timeout_s or ask for fewer frames")
+
+
+def video_stream(container: Any, index: int = 0) -> Any:
+    """A moving-picture stream, set to one decoding thread: clips are decoded in parallel, not their slices. Packets of
+    the other streams are left unread."""
+    from av.stream import Discard, Disposition
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise BadMedia("the file holds no video stream")
-    stream = streams[0]
+    if index >= len(streams):
+        raise BadMedia(f"video stream {index} was asked for; the file holds {len(streams)} video streams")
+    stream = streams[index]
     context = stream.codec_context
     if context is None:
         raise BadMedia("the video codec is unknown")
     check_size(context.width, context.height)
     context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_PIXELS)}  # a later header may ask for larger frames than the first
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
     return stream
 
 
@@ -60,34 +91,47 @@ def check_size(width: int, height: int) -> None:
         raise BadMedia(f"frames of {width}x{height} pixels are more than the limit of {MAX_PIXELS}")
 
 
-def scan_packets(data: bytes | memoryview) -> Packets:
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    pts: int | None
+    duration: int
+    position: int
+    size: int
+    is_keyframe: bool
+    is_shown: bool
+
+
+def scan_packets(data: Source, stream: int = 0) -> Packets:
     """What the packets tell, all of them read. Raises BadMedia."""
     with open_container(data) as container:
-        stream = video_stream(container)
-        found, total = [], 0
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise BadMedia(f"the file is cut short in packet {total} of the video")
-            if packet.size:
-                total += 1
-                if not packet.is_discard:
-                    found.append((packet.pts, packet.is_keyframe, packet.duration or 0))
+        chosen = video_stream(container, stream)
+        found = list(_packets(container, chosen))
         # an MP4's sample table lists every frame; other containers' counts are guesses
-        if container.format.name.startswith("mov") and stream.frames > total:
-            raise BadMedia(f"the file is cut short: {total} of {stream.frames} frames are in it")
-        base, declared, seekable = stream.time_base, stream.duration, _is_seekable(stream.codec_context)
-    if not found:
+        if container.format.name.startswith("mov") and chosen.frames > len(found):
+            raise BadMedia(f"the file is cut short: {len(found)} of {chosen.frames} frames are in it")
+        base, declared, context = chosen.time_base, chosen.duration, chosen.codec_context
+        seekable, skippable = _is_seekable(context), _is_skippable(context)
+    shown = [p for p in found if p.is_shown]
+    if not shown:
         raise BadMedia("the video stream holds no frames")
-    if any(pts is None for pts, _, _ in found) or len({pts for pts, _, _ in found}) < len(found):
-        keys = tuple(i for i, (_, key, _) in enumerate(found) if key)
-        return Packets(len(found), None, keys, float(declared * base) if declared and base else None)
-    found.sort()
-    return Packets(
-        len(found),
-        tuple(pts for pts, _, _ in found) if seekable else None,
-        tuple(i for i, (_, key, _) in enumerate(found) if key),
-        _duration(found, base),
-    )
+    if any(p.pts is None for p in shown) or len({p.pts for p in shown}) < len(shown):
+        keys = tuple(i for i, p in enumerate(shown) if p.is_keyframe)
+        return Packets(len(shown), keys, float(declared * base) if declared and base else None, None)
+    shown.sort(key=lambda p: p.pts or 0)
+    keys = tuple(i for i, p in enumerate(shown) if p.is_keyframe)
+    table = _table(found, shown, keys, base, skippable) if seekable and base else None
+    return Packets(len(shown), keys, _duration(shown, base), table)
+
+
+def _packets(container: Any, stream: Any) -> Iterator[_Packet]:
+    for number, packet in enumerate(container.demux(stream)):
+        if packet.is_corrupt:
+            raise BadMedia(f"the file is cut short in packet {number} of the video")
+        if packet.size:
+            position = -1 if packet.pos is None else packet.pos
+            yield _Packet(
+                packet.pts, packet.duration or 0, position, packet.size, packet.is_keyframe, not packet.is_discard
+            )
 
 
 def _is_seekable(context: Any) -> bool:
@@ -95,11 +139,35 @@ def _is_seekable(context: Any) -> bool:
     return not (context.name == "h264" and (context.pix_fmt or "").startswith(("yuv444", "yuvj444")))
 
 
-def _duration(found: Sequence[tuple[int, bool, int]], base: Fraction | None) -> float | None:
+def _is_skippable(context: Any) -> bool:
+    """Whether the decoder can leave out frames that nothing refers to without a change of any other."""
+    return bool(context.name == "mpeg4" or (context.name == "h264" and context.field_order == _PROGRESSIVE))
+
+
+def _duration(shown: Sequence[_Packet], base: Fraction | None) -> float | None:
     if base is None:
         return None
-    last = found[-1][2] or (found[-1][0] - found[-2][0] if len(found) > 1 else 0)
-    return float((found[-1][0] - found[0][0] + last) * base) or None
+    times = [p.pts or 0 for p in shown]
+    last = shown[-1].duration or (times[-1] - times[-2] if len(times) > 1 else 0)
+    return float((times[-1] - times[0] + last) * base) or None
+
+
+def _table(
+    found: Sequence[_Packet], shown: Sequence[_Packet], keys: Sequence[int], base: Fraction, skippable: bool
+) -> GopTable:
+    """Times and key frames, and the bytes of each group where every packet tells its place."""
+    import numpy as np
+
+    from deeplake_loader.codecs.gops import GopTable, spans
+
+    times, keyframes = np.array([p.pts for p in shown], np.int64), np.array(keys, np.int64)
+    starts = stops = np.empty(0, np.int64)
+    if len(keys) and all(p.position >= 0 for p in found):
+        places = {id(p): number for number, p in enumerate(shown)}
+        numbers = np.array([places.get(id(p), -1) for p in found])
+        positions, sizes = np.array([(p.position, p.size) for p in found], np.int64).T
+        starts, stops = spans(numbers, positions, sizes, keyframes)
+    return GopTable(base, times, keyframes, starts, stops, 1, (), skippable)
 
 
 def inspect_video(data: bytes, *, decode_all: bool) -> MediaInfo:
@@ -118,8 +186,58 @@ def inspect_video(data: bytes, *, decode_all: bool) -> MediaInfo:
         "video", codec=codec, pixel_format=first.format.name, width=first.width, height=first.height,
         num_frames=packets.count, fps=round(packets.count / packets.duration, 6) if packets.duration else None,
         duration=round(packets.duration, 6) if packets.duration else None, rotation=_rotation(first) or None,
-        keyframes=packets.keyframes,
+        keyframes=packets.keyframes, gops=_packed(data, packets.table),
     )  # fmt: skip
+
+
+def _packed(data: bytes, table: GopTable | None) -> str | None:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from deeplake_loader.codecs.gops import pack
+
+    if table is None:
+        return None
+    index = _index_ranges(data, table) if len(table.starts) else None
+    none = np.empty(0, np.int64)
+    return pack(replace(table, index=index) if index else replace(table, starts=none, stops=none))
+
+
+def _index_ranges(data: bytes, table: GopTable) -> tuple[Range, ...] | None:
+    """The bytes that opening the file and seeking to its last key frame read; None where that is most of the file."""
+    from deeplake_loader.codecs.gops import merge
+
+    format = sniff_container(data)
+    if format is None or format.demuxer not in _INDEXED:
+        return None
+    file = _Recording(data)
+    with open_container(file, quick=True) as container:
+        stream = video_stream(container)
+        container.seek(int(table.times[table.keyframes[-1]]), stream=stream, backward=True)
+    ranges = merge(file.ranges, gap=4096)
+    return tuple(ranges) if sum(b - a for a, b in ranges) <= max(_MAX_INDEX_SHARE * len(data), 1 << 16) else None
+
+
+class _Recording(io.BytesIO):
+    """A file that remembers which bytes were read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.ranges: list[Range] = []
+        self._length = len(data)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self.getbuffer()[part])
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self.tell()
+        data = super().read(size)
+        self.ranges.append((start, start + len(data)))
+        return data
 
 
 def _sound_frames(container: Any, stream: Any) -> Iterator[Any]:
@@ -136,102 +254,96 @@ def _rotation(frame: Any) -> int:
 
 
 def read_frames(
-    data: bytes | memoryview,
+    data: Source,
     wanted: Sequence[int],
-    take: Callable[[int, Array], None],
+    take: Take,
     *,
-    keyframes: Sequence[int] | None = None,
+    table: GopTable | None = None,
+    stream: int = 0,
+    timeout_s: float | None = None,
 ) -> None:
     """Calls ``take(number, pixels)`` for each wanted frame: (height, width, 3) uint8 RGB, upright.
 
-    ``wanted``: frame numbers, ascending, each once; ``keyframes``: the numbers recorded at insert, which spare a scan
-    where no seek pays. A frame may be given twice. Raises BadMedia where a wanted frame is missing or damaged.
+    ``wanted``: frame numbers, ascending, each once; ``table``: recorded at insert, which spares a scan. A frame may be
+    given twice. Raises BadMedia where a wanted frame is missing or damaged, and after ``timeout_s``.
     """
-    if keyframes is not None and len(_segments(wanted, keyframes)) == 1 and _segments(wanted, keyframes)[0][0] == 0:
-        return _read_in_order(data, wanted, take)
-    packets = scan_packets(data)
-    segments = _segments(wanted, packets.keyframes) if packets.times else [(0, list(wanted))]
-    if (segments[0][0] == 0 and len(segments) == 1) or not _read_segments(data, packets, segments, take):
-        _read_in_order(data, wanted, take)
-    return None
+    deadline = Deadline(timeout_s)
+    table = table or scan_packets(data, stream).table
+    if (
+        table is None
+        or wanted[-1] >= len(table.times)
+        or not _read_by_time(data, wanted, take, table, stream, deadline)
+    ):
+        _read_in_order(data, wanted, take, stream, deadline)
 
 
-def _segments(wanted: Sequence[int], keyframes: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(frame to start decoding at, frames wanted from there): a new start where a key frame skips more than
-    SEEK_GAP."""
-    segments: list[tuple[int, list[int]]] = []
-    position = 0
-    for number in wanted:
-        place = bisect_right(keyframes, number) - 1
-        key = keyframes[place] if place >= 0 else 0
-        if key - position > SEEK_GAP:
-            segments.append((key, []))
-        elif not segments:
-            segments.append((0, []))
-        segments[-1][1].append(number)
-        position = number + 1
-    return segments
-
-
-def _read_in_order(data: bytes | memoryview, wanted: Sequence[int], take: Callable[[int, Array], None]) -> None:
+def _read_in_order(data: Source, wanted: Sequence[int], take: Take, stream: int, deadline: Deadline) -> None:
     remaining = iter(wanted)
-    target, number = next(remaining, None), -1
+    target, number, damaged = next(remaining, None), -1, False
     with open_container(data) as container:
-        for number, frame in enumerate(container.decode(video_stream(container))):
+        for number, frame in enumerate(container.decode(video_stream(container, stream))):
+            deadline.check()
+            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if number == target:
-                take(number, _pixels(frame, number))
+                if damaged:
+                    raise BadMedia(f"frame {number}, or one that it is made from, is damaged")
+                take(number, _pixels(frame))
                 target = next(remaining, None)
             if target is None:
                 return
     raise BadMedia(f"frame {target} is missing: the file ends after {number + 1} frames")
 
 
-def _read_segments(
-    data: bytes | memoryview,
-    packets: Packets,
-    segments: list[tuple[int, list[int]]],
-    take: Callable[[int, Array], None],
+def _read_by_time(
+    data: Source, wanted: Sequence[int], take: Take, table: GopTable, index: int, deadline: Deadline
 ) -> bool:
     """Whether every wanted frame was met, sound, by its presentation time; else the caller decodes in order."""
-    times = packets.times or ()
-    numbers = {time: number for number, time in enumerate(times)}
     try:
-        with open_container(data) as container:
-            stream = video_stream(container)
-            return all(
-                _read_segment(container, stream, times[start], numbers, wanted, take) for start, wanted in segments
-            )
+        with open_container(data, quick=True) as container:
+            stream = video_stream(container, index)
+            for start, numbers in table.segments(wanted):
+                if start:
+                    container.seek(int(table.times[start]), stream=stream, backward=True)
+                due = dict(zip(table.times[numbers].tolist(), numbers, strict=True))
+                if not _read_segment(container, stream, int(table.times[start]), due, take, table.skippable, deadline):
+                    return False
     except BadMedia:
+        deadline.check()
         return False
+    return True
 
 
 def _read_segment(
-    container: Any,
-    stream: Any,
-    time: int,
-    numbers: dict[int, int],
-    wanted: list[int],
-    take: Callable[[int, Array], None],
+    container: Any, stream: Any, start: int, due: dict[int, int], take: Take, skippable: bool, deadline: Deadline
 ) -> bool:
-    missing = set(wanted)
-    container.seek(time, stream=stream, backward=True)
-    for frame in container.decode(stream):
-        number = numbers.get(frame.pts, -1)
-        if number in missing:
-            take(number, _pixels(frame, number))
-            missing.discard(number)
-            if not missing:
-                return True
-        if number < 0 or number > wanted[-1]:
-            break
+    """Frames are decoded from where the file stands until the last one due is out of the decoder."""
+    context, unfed, skips = stream.codec_context, len(due), False
+    for packet in container.demux(stream):
+        deadline.check()
+        is_due = packet.pts in due
+        if skippable and skips == is_due:
+            skips = not is_due
+            context.skip_frame = "NONREF" if skips else "DEFAULT"
+        unfed -= is_due
+        frames = packet.decode()
+        if not unfed and packet.size:
+            frames += context.decode(None)
+        for frame in frames:
+            if frame.is_corrupt and (
+                frame.pts is None or frame.pts >= start
+            ):  # those before it were made from frames that were not read
+                return False
+            number = due.pop(frame.pts, None)
+            if number is not None:
+                take(number, _pixels(frame))
+        if not due or not unfed:
+            return not due
     return False
 
 
-def _pixels(frame: Any, number: int) -> Array:
+def _pixels(frame: Any) -> Array:
     import numpy as np
 
-    if frame.is_corrupt:
-        raise BadMedia(f"frame {number} is damaged")
     check_size(frame.width, frame.height)
     # threads=1: swscale would otherwise start one thread per core for every clip
     pixels: Array = frame.to_ndarray(format="rgb24", threads=1)

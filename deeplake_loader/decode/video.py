@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deeplake_loader.codecs.gops import unpack
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.video import read_frames, scan_packets
 from deeplake_loader.decode.slots import Array, allocate, place, size_of, upright_size
@@ -25,7 +26,7 @@ def decode_video(
 ) -> Array:
     count = info.num_frames if info.num_frames is not None else scan_packets(data).count
     clip = _Clip(transform, transform.frame_numbers(count, draw), out, draw)
-    read_frames(data, sorted(clip.places), clip.take, keyframes=info.keyframes)
+    read_frames(data, sorted(clip.places), clip.take, table=unpack(info.gops) if info.gops else None)
     return clip.result()
 
 
