@@ -1,0 +1,548 @@
+"""DALI beside the CPU engine: the same boxes, frames and errors, nothing made up, and never a hang."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import logging
+import mmap
+import os
+import subprocess
+import sys
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from deeplake_loader.codecs import MediaInfo, encode
+from deeplake_loader.decode import cpu, dali, engine, nvdec
+from deeplake_loader.decode.dali import DaliDecoder
+from deeplake_loader.decode.transforms import Draw, Image, Video
+from deeplake_loader.errors import DecodeError, InputError, MediaError
+from deeplake_loader.types import ColumnType
+
+pytest.importorskip("nvidia.dali", reason="the extra 'dali' is not installed")
+
+IMAGE = MediaInfo("image")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> DaliDecoder:
+    return DaliDecoder("cpu", num_threads=2)
+
+
+@pytest.fixture
+def fresh_engine(monkeypatch):
+    """As in a process that has not chosen an engine yet."""
+    monkeypatch.setattr(engine, "_decoders", {})
+    monkeypatch.setattr(engine, "_told", set())
+
+
+def photo(seed: int, width: int = 160, height: int = 120) -> Pillow.Image:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (8, 10, 3), np.uint8)
+    return Pillow.fromarray(coarse).resize((width, height), Pillow.Resampling.BICUBIC)
+
+
+def saved(image: Pillow.Image, format: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+JPEGS = [saved(photo(i, 100 + 13 * i, 90 + 7 * i), quality=90, progressive=i % 3 == 1) for i in range(8)]
+
+
+def waves(frames: int, height: int, width: int, seed: int) -> np.ndarray:
+    """(frames, height, width, 3) uint8 without sharp edges, where engines double chroma differently, and each frame
+    far from its neighbours."""
+    t, y, x = np.mgrid[:frames, :height, :width].astype(np.float64)
+    angle = 2 * np.pi * (x / width + y / height * 0.5) + 0.9 * t + seed
+    return (128 + 90 * np.stack([np.sin(angle), np.cos(angle), np.sin(angle + 1)], -1)).astype(np.uint8)
+
+
+def clip(codec: str, frames: int = 20, width: int = 96, height: int = 64, seed: int = 0) -> tuple[bytes, MediaInfo]:
+    """A clip of that codec, its key frames 8 apart, and its facts."""
+    container = {"mjpeg": "avi", "vp8": "webm", "vp9": "webm"}.get(codec, "mp4")
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream({"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec, codec), rate=10)
+        stream.width, stream.height, stream.gop_size = width, height, 8
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.bit_rate = 2_000_000
+        for pixels in waves(frames, height, width, seed):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+    item = encode(ColumnType("VIDEO"), file.getvalue(), where="test")
+    return item.data, item.info
+
+
+CLIPS = {codec: clip(codec) for codec in ("vp8", "vp9", "mjpeg")}
+
+
+def difference(ours: torch.Tensor, reference: np.ndarray) -> tuple[float, int]:
+    """(mean, largest) of the grey levels between them, whose shapes agree."""
+    assert ours.dtype == torch.uint8 and tuple(ours.shape) == reference.shape
+    apart = np.abs(ours.numpy().astype(np.int64) - reference)
+    return float(apart.mean()), int(apart.max())
+
+
+# images
+
+
+@settings(max_examples=20)
+@given(
+    size=st.sampled_from([None, 64, (48, 80), (150, 40)]),
+    crop=st.sampled_from(["center", "none", "random_resized"]),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+    layout=st.sampled_from(["CHW", "HWC"]),
+    epoch=st.integers(0, 5),
+)
+def test_both_engines_give_the_same_augmented_images(decoder, size, crop, flip, layout, epoch):
+    if size is None and crop == "random_resized":
+        crop = "center"
+    transform = Image(size=size, crop=crop, flip=flip, layout=layout)
+    draws = [Draw(0, epoch, i, "photo") for i in range(len(JPEGS))]
+    found = decoder.decode_images(JPEGS, transform, draws)
+    for data, draw, ours in zip(JPEGS, draws, found, strict=True):
+        mean, most = difference(ours, cpu.decode(data, IMAGE, transform, draw=draw))
+        assert (mean, most) == (0, 0) if size is None else (mean < 0.3 and most <= 16)
+
+
+def test_sample_photos_equal_pillows_pixels(decoder, sample_data):
+    paths = sorted((sample_data / "images" / "photos").glob("*.jp*g"))[::12]
+    found = decoder.decode_images([p.read_bytes() for p in paths], Image(), [None] * len(paths))
+    assert len(paths) > 10
+    for path, ours in zip(paths, found, strict=True):
+        with Pillow.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
+        assert difference(ours, expected) == (0, 0), path.name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpegs_come_out_upright(decoder, orientation):
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(1), exif=exif)
+    [ours] = decoder.decode_images([data], Image(), [None])
+    assert difference(ours, cpu.decode(data, IMAGE)) == (0, 0)
+
+
+def test_formats_and_modes_that_dali_has_no_rule_for_are_the_cpu_engines(decoder):
+    grey = photo(2).convert("L")
+    items = [
+        saved(photo(2), "PNG"),
+        saved(photo(2).convert("RGBA"), "WEBP", lossless=True),
+        saved(photo(2).convert("CMYK")),
+        saved(photo(2).convert("P"), "GIF"),
+        saved(grey),
+    ]
+    assert [decoder.takes_image(data) for data in items] == [False, False, True, False, True]
+    found = decoder.decode_images(items, Image(), [None] * len(items))
+    for data, ours in zip(items, found, strict=True):
+        assert difference(ours, cpu.decode(data, IMAGE)) == (0, 0)
+
+
+def test_grey_images_have_one_channel(decoder):
+    [ours] = decoder.decode_images([JPEGS[0]], Image(mode="L"), [None])
+    assert difference(ours, cpu.decode(JPEGS[0], IMAGE, Image(mode="L"))) == (0, 0)
+
+
+DAMAGED = {
+    "half": JPEGS[3][: len(JPEGS[3]) // 2],
+    "stub": JPEGS[3][:100],
+    "garbage": b"\xff\xd8\xff" + bytes(range(256)) * 4,
+    "text": b"not an image at all",
+    "empty": b"",
+    "coded data cut": JPEGS[3][: len(JPEGS[3]) // 3] + b"\xff\xd9",
+    "huffman table broken": JPEGS[3].replace(b"\xff\xc4\x00", b"\xff\xc4\x7f", 1),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_bad_image_is_one_typed_error_and_costs_no_other(decoder, kind, place):
+    items = JPEGS[:5]
+    items[place] = DAMAGED[kind]
+    transform = Image(size=32)
+    out = decoder.empty((5, 3, 32, 32))
+    found = decoder.decode_images(items, transform, [None] * 5, out)
+    for i, (data, ours) in enumerate(zip(items, found, strict=True)):
+        if i == place and kind != "coded data cut":
+            assert isinstance(ours, DecodeError)
+            with pytest.raises(DecodeError) as reference:
+                cpu.decode(data, IMAGE, transform)
+            assert str(ours) == str(reference.value)
+        elif i != place:
+            assert difference(ours, cpu.decode(data, IMAGE, transform))[0] < 0.3
+            assert ours.data_ptr() == out[i].data_ptr()
+    assert not isinstance(decoder.decode_images(JPEGS[:1], transform, [None])[0], DecodeError)
+
+
+def test_an_item_that_only_dali_refuses_is_decoded_on_the_cpu_and_said_once(decoder, monkeypatch, caplog):
+    real = decoder._dali.decoders.image
+
+    def fails(encoded, **options):
+        if encoded.batch_size > 1 or encoded.shape[0][0] == len(JPEGS[1]):
+            raise RuntimeError("nvImageCodec failure: '#4'")
+        return real(encoded, **options)
+
+    monkeypatch.setattr(decoder, "_told", False)
+    monkeypatch.setattr(decoder._dali.decoders, "image", fails)
+    with caplog.at_level(logging.WARNING, "deeplake_loader.decode"):
+        for _ in range(2):
+            found = decoder.decode_images(JPEGS[:3], Image(), [None] * 3)
+            assert [difference(f, cpu.decode(d, IMAGE)) for f, d in zip(found, JPEGS, strict=False)] == [(0, 0)] * 3
+    assert [record.message for record in caplog.records] == [
+        "DALI did not decode item 1 of a batch; such items are decoded on the CPU: nvImageCodec failure: '#4'"
+    ]
+
+
+def test_batches_of_one_of_none_and_in_several_calls(decoder, monkeypatch):
+    assert decoder.decode_images([], Image(size=8), []) == []
+    assert decoder.decode_videos([], [], Video(size=8), []) == []
+    whole = decoder.decode_images(JPEGS, Image(size=40), [None] * 8)
+    monkeypatch.setattr(dali, "CHUNK_BYTES", 70_000)  # two or three pictures
+    parts = decoder.decode_images(JPEGS, Image(size=40), [None] * 8)
+    single = [decoder.decode_images([data], Image(size=40), [None])[0] for data in JPEGS]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(whole, parts, single, strict=True))
+
+
+def test_any_memory_can_be_decoded_from(decoder, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(JPEGS[0])
+    with open(tmp_path / "photo.jpg", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = memoryview(mapped)
+        items = [JPEGS[0], memoryview(JPEGS[0]), memoryview(bytearray(JPEGS[0])), view]
+        first, *others = decoder.decode_images(items, Image(size=32), [None] * 4)
+        view.release()
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_results_are_the_callers_own_memory(decoder):
+    kept = decoder.decode_images(JPEGS, Image(size=32), [None] * 8)
+    clips = decoder.decode_videos([CLIPS["vp9"][0]], [CLIPS["vp9"][1]], Video(num_frames=4), [None])
+    before = [t.clone() for t in (*kept, *clips)]
+    for i in range(20):
+        decoder.decode_images(JPEGS[i % 4 :], Image(size=32, crop="none"), [None] * (8 - i % 4))
+    assert all(torch.equal(a, b) for a, b in zip(before, (*kept, *clips), strict=True))
+
+
+def test_memory_stays_flat_over_batches_and_failures(decoder):
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def work(rounds: int) -> None:
+        for i in range(rounds):
+            items = [*JPEGS, JPEGS[i % 8][:500]]
+            decoder.decode_images(items, Image(size=64), [None] * 9)
+            decoder.decode_videos([CLIPS["vp9"][0]], [CLIPS["vp9"][1]], Video(num_frames=4, size=32), [None])
+
+    work(15)
+    before = resident()
+    work(45)
+    assert resident() - before < 25_000_000
+
+
+# clips
+
+
+@settings(max_examples=12)
+@given(
+    codec=st.sampled_from(sorted(CLIPS)),
+    frames=st.sampled_from([1, 4, 30, None]),
+    sampling=st.sampled_from(["uniform", "random", "contiguous"]),
+    size=st.sampled_from([None, 32, (24, 56)]),
+    layout=st.sampled_from(["TCHW", "CTHW", "THWC"]),
+    sample=st.integers(0, 9),
+)
+def test_both_engines_give_the_same_frames_and_boxes(decoder, codec, frames, sampling, size, layout, sample):
+    crop = "center" if size is None else "random_resized"
+    transform = Video(num_frames=frames, sampling=sampling, size=size, crop=crop, flip=0.5, layout=layout)
+    data, info = CLIPS[codec]
+    draw = Draw(0, 0, sample, "frames")
+    [ours] = decoder.decode_videos([data], [info], transform, [draw])
+    mean, most = difference(ours, cpu.decode(data, info, transform, draw=draw))
+    assert mean <= 2 and most <= 32
+
+
+def test_clips_of_several_sizes_codecs_and_lengths_in_one_batch(decoder):
+    clips = [*CLIPS.values(), clip("vp9", 9, 128, 96, seed=3), clip("libx264", 6, seed=4)]
+    items, infos = [c[0] for c in clips], [c[1] for c in clips]
+    assert [decoder.takes_video(d, i) for d, i in clips] == [True, True, True, True, False]
+    transform = Video(num_frames=5, size=32)
+    out = decoder.empty((5, 5, 3, 32, 32))
+    decoder.decode_videos(items, infos, transform, [None] * 5, out)
+    for data, info, ours in zip(items, infos, out, strict=True):
+        mean, most = difference(ours, cpu.decode(data, info, transform))
+        assert mean <= 2 and most <= 32
+
+
+def test_sample_clips_agree_with_pyav(decoder, sample_data):
+    compared = 0
+    for path in sorted((sample_data / "videos" / "good").iterdir()):
+        if path.suffix not in (".webm", ".AVI"):
+            continue
+        item = encode(ColumnType("VIDEO"), path, where=path.name)
+        if decoder.takes_video(item.data, item.info):
+            transform = Video(num_frames=3, size=112)
+            [ours] = decoder.decode_videos([item.data], [item.info], transform, [None])
+            mean, most = difference(ours, cpu.decode(item.data, item.info, transform))
+            assert mean <= 2 and most <= 32, path.name
+            compared += 1
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("codec", ["vp8", "vp9"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_clip_is_an_error_and_never_a_made_up_frame(decoder, codec, share):
+    data, info = CLIPS[codec]
+    cut = data[: int(len(data) * share)]
+    wanted = Video(frame_indices=(0, 19))
+    good, bad, last = decoder.decode_videos([data, cut, data], [info] * 3, wanted, [None] * 3)
+    assert info.num_frames == 20 and isinstance(bad, DecodeError) and torch.equal(good, last)
+    assert difference(good, cpu.decode(data, info, wanted))[0] <= 2
+
+
+@pytest.mark.parametrize("codec", sorted(CLIPS))
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_clip_inserted_truncated_is_refused_or_shows_the_frames_it_has(decoder, codec, share):
+    data = CLIPS[codec][0][: int(len(CLIPS[codec][0]) * share)]
+    try:
+        info = encode(ColumnType("VIDEO"), data, where="test").info
+    except MediaError:
+        return
+    whole = decoder.decode_videos([data], [info], Video(), [None])[0]
+    assert 0 < info.num_frames < 20
+    try:
+        expected = cpu.decode(data, info, Video())
+    except DecodeError as error:
+        assert str(whole) == str(error)
+    else:
+        mean, most = difference(whole, expected)
+        assert mean <= 2 and most <= 32
+
+
+def test_a_clip_whose_frames_dali_numbers_otherwise_is_the_cpu_engines(decoder):
+    data, info = CLIPS["vp9"]
+    short = dataclasses.replace(info, num_frames=12, keyframes=None)  # as if eight were left out by an edit list
+    transform = Video(num_frames=4)
+    [ours] = decoder.decode_videos([data], [short], transform, [None])
+    assert np.array_equal(ours.numpy(), cpu.decode(data, short, transform))
+
+
+def test_a_frame_past_the_end_is_refused_as_by_the_cpu_engine(decoder):
+    data, info = CLIPS["vp8"]
+    good, bad = decoder.decode_videos([data] * 2, [info] * 2, Video(frame_indices=(20,)), [None] * 2)
+    assert isinstance(good, DecodeError) and "20 frames" in str(bad)
+
+
+def test_black_frames_of_a_clip_are_not_mistaken_for_missing_ones(decoder):
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as out:
+        stream = out.add_stream("libvpx-vp9", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(6):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+    item = encode(ColumnType("VIDEO"), file.getvalue(), where="test")
+    [ours] = decoder.decode_videos([item.data], [item.info], Video(num_frames=6), [None])
+    assert not isinstance(ours, DecodeError) and ours.max() <= 2
+
+
+# chips
+
+
+def facts(codec: str, pixel_format: str = "yuv420p", width: int = 1280, height: int = 720) -> MediaInfo:
+    return MediaInfo("video", codec=codec, pixel_format=pixel_format, width=width, height=height, num_frames=9)
+
+
+@pytest.mark.parametrize(
+    ("chip", "capability", "av1", "high10", "main10"),
+    [
+        ("Pascal", (6, 1), False, False, False),
+        ("Volta", (7, 0), False, False, True),
+        ("Turing", (7, 5), False, False, True),
+        ("GA100", (8, 0), False, False, True),
+        ("GA10x", (8, 6), True, False, True),
+        ("Ada", (8, 9), True, False, True),
+        ("Hopper", (9, 0), False, False, True),
+        ("Blackwell", (10, 0), True, True, True),
+        ("Blackwell GeForce", (12, 0), True, True, True),
+    ],
+)
+def test_what_a_chip_decodes(chip, capability, av1, high10, main10):
+    assert nvdec.decodes(capability, facts("av1")) is av1
+    assert nvdec.decodes(capability, facts("h264", "yuv420p10le")) is high10
+    assert nvdec.decodes(capability, facts("hevc", "yuv420p10le")) is main10
+    assert nvdec.decodes(capability, facts("h264")) is (capability >= (7, 0))
+    never = [("h264", "yuv422p"), ("hevc", "yuv444p"), ("vp9", "yuva420p"), ("h264", "gray"), ("prores", "yuv422p10le")]
+    for info in [*(facts(*each) for each in never), facts("h264", width=161), MediaInfo("video", codec="h264")]:
+        assert not nvdec.decodes(capability, info), info
+
+
+class Recorder(dali._Host):
+    """Stands for a CUDA device: decodes on the CPU, and writes down what is done on its stream."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.index, self.capability, self.inside, self.finished = index, (9, 0), 0, 0
+        self.watched: list[weakref.ref] = []
+
+    @contextmanager
+    def scope(self):
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    def finish(self) -> None:
+        assert self.inside and all(memory() is not None for memory in self.watched)
+        self.watched.clear()
+        self.finished += 1
+
+
+@pytest.fixture
+def chip(monkeypatch) -> tuple[DaliDecoder, Recorder]:
+    monkeypatch.setattr(dali, "_Cuda", Recorder)
+    made = DaliDecoder("gpu", 0, num_threads=1)
+    return made, made._place
+
+
+def test_copies_out_of_dalis_memory_have_ended_before_it_is_let_go(chip, monkeypatch):
+    made, place = chip
+    real = dali._tensors
+    pointers = set()
+
+    def watched(batch):
+        place.watched.append(weakref.ref(batch))
+        found = real(batch)
+        pointers.update(t.data_ptr() for t in found)
+        return found
+
+    monkeypatch.setattr(dali, "_tensors", watched)
+    found = made.decode_images(JPEGS, Image(size=32), [None] * 8)
+    assert place.finished == 1 and not place.inside
+    assert not pointers & {t.data_ptr() for t in found}
+    monkeypatch.setattr(nvdec, "decodes", lambda capability, info: True)
+    out = made.empty((2, 4, 3, 32, 32))
+    data, info = CLIPS["vp9"]
+    made.decode_videos([data, data], [info, info], Video(num_frames=4, size=32), [None] * 2, out)
+    assert place.finished == 2 and difference(out[1], cpu.decode(data, info, Video(num_frames=4, size=32)))[0] <= 2
+
+
+def test_a_hopper_leaves_av1_odd_sizes_and_containers_without_times_to_the_cpu(chip):
+    made, _ = chip
+    mp4, webm, flv = b"\0\0\0\x20ftypisom", b"\x1aE\xdf\xa3" + bytes(8), b"FLV\x01" + bytes(8)
+    assert made.takes_video(mp4, facts("h264")) and made.takes_video(webm, facts("vp9"))
+    assert not made.takes_video(mp4, facts("av1"))
+    assert not made.takes_video(flv, facts("h264"))
+    assert not made.takes_video(mp4, facts("h264", width=161))
+    assert not made.takes_video(mp4, MediaInfo("video", "h264", "yuv420p", 64, 64, num_frames=3, rotation=90))
+
+
+# choosing
+
+
+def test_auto_is_the_cpu_engine_on_a_cpu_and_dali_only_where_asked(fresh_engine):
+    assert engine.choose_engine(torch.device("cpu")) is None
+    assert engine.choose_engine(torch.device("cuda"), "cpu") is None
+    first = engine.choose_engine(torch.device("cpu"), "dali")
+    assert first is not None and engine.choose_engine(torch.device("cpu"), "dali") is first
+
+
+def test_without_dali_auto_says_once_that_it_decodes_on_the_cpu(fresh_engine, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "nvidia.dali.experimental.dynamic", None)
+    with caplog.at_level(logging.WARNING, "deeplake_loader.decode"):
+        assert engine.choose_engine(torch.device("cuda", 0)) is None
+        assert engine.choose_engine(torch.device("cuda", 0)) is None
+    assert len(caplog.records) == 1
+    assert "decoded on the CPU and copied" in caplog.text and "deeplake-loader[dali]" in caplog.text
+    with pytest.raises(InputError, match=r"deeplake-loader\[dali\]"):
+        engine.choose_engine(torch.device("cpu"), "dali")
+
+
+def test_a_driver_that_dali_cannot_use_is_said_and_worked_around(fresh_engine, monkeypatch, caplog):
+    class TooOld(Recorder):
+        def context(self, dynamic, num_threads):
+            raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+    monkeypatch.setattr(dali, "_Cuda", TooOld)
+    with caplog.at_level(logging.WARNING, "deeplake_loader.decode"):
+        assert engine.choose_engine(torch.device("cuda", 0)) is None
+    assert "driver version is insufficient" in caplog.text
+    with pytest.raises(InputError, match="driver version is insufficient"):
+        engine.choose_engine(torch.device("cuda", 0), "dali")
+
+
+def run(code: str, *arguments: str) -> str:
+    """What a fresh interpreter prints, within a minute."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_dali_is_imported_when_it_is_used_and_not_before():
+    code = (
+        "import sys, deeplake_loader.stream, deeplake_loader.decode.dali, deeplake_loader.decode.engine\n"
+        "print('nvidia.dali' in sys.modules)"
+    )
+    assert run(code).strip() == "False"
+
+
+def test_using_dali_after_a_fork_raises_at_once():
+    code = """
+import io, os, sys, numpy, torch
+from PIL import Image as Pillow
+from torch.utils.data import DataLoader, IterableDataset
+from deeplake_loader.decode import engine
+from deeplake_loader.decode.transforms import Image
+from deeplake_loader.errors import InputError
+
+file = io.BytesIO()
+Pillow.new("RGB", (32, 32)).save(file, "JPEG")
+
+class Pixels(IterableDataset):
+    def __iter__(self):
+        try:
+            made = engine.choose_engine(torch.device("cpu"), "dali")
+            yield made.decode_images([file.getvalue()], Image(), [None])[0].shape
+        except InputError as error:
+            yield str(error)
+
+loader = DataLoader(Pixels(), batch_size=None, num_workers=1, multiprocessing_context="fork")
+print("worker:", next(iter(loader)), flush=True)
+made = engine.choose_engine(torch.device("cpu"), "dali")
+made.decode_images([file.getvalue()], Image(), [None])
+child = os.fork()
+if not child:
+    for attempt in (lambda: made.decode_images([file.getvalue()], Image(), [None]),
+                    lambda: engine.choose_engine(torch.device("cpu"), "dali")):
+        try:
+            attempt()
+        except InputError as error:
+            print("child:", error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("parent:", made.decode_images([file.getvalue()], Image(), [None])[0].shape)
+"""
+    lines = run(code).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["worker", "child", "child", "parent"]
+    assert all("'spawn' or 'forkserver'" in line for line in lines[:3])
+    assert "torch.Size([3, 32, 32])" in lines[3]
