@@ -6,7 +6,7 @@ import io
 import struct
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader.codecs.containers import open_container, reason
+from deeplake_loader.codecs.containers import Deadline, Source, open_container, reason
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.sources import describe, to_array
 from deeplake_loader.errors import DimensionError, InputError, MediaError, TypeMismatchError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_CHANNELS = 64
 _MAX_RATE = 768_000
+_RESAMPLER_TAIL_S = 0.1  # its filter looks ahead by a few milliseconds
 
 
 def audio_stream(container: Any) -> Any:
@@ -138,20 +139,31 @@ def _flac(samples: Array, rate: int, where: str) -> bytes:
 
 
 def decode_samples(
-    data: bytes | memoryview, *, sample_rate: int | None = None, channels: int | None = None
+    data: Source,
+    *,
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    until_s: float | None = None,
+    timeout_s: float | None = None,
 ) -> tuple[Array, int]:
-    """((channels, samples) float32 in [-1, 1], samples per second), resampled and mixed as asked. Raises BadMedia."""
+    """((channels, samples) float32 in [-1, 1], samples per second), resampled and mixed as asked, from the beginning
+    to ``until_s`` (a little more may come) or to the end. Raises BadMedia, also after ``timeout_s``."""
     import numpy as np
     from av.audio.resampler import AudioResampler
 
     layout = {None: None, 1: "mono", 2: "stereo"}[channels]
     resampler, parts, rate, found = AudioResampler(format="fltp", layout=layout, rate=sample_rate), [], 0, 0
+    deadline, seconds = Deadline(timeout_s), 0.0
     with open_container(data) as container:
         for frame in container.decode(audio_stream(container)):
+            deadline.check()
             if rate and (frame.sample_rate, len(frame.layout.channels)) != (rate, found):
                 raise BadMedia("the sample rate or the number of channels changes within the file")
             rate, found = frame.sample_rate, len(frame.layout.channels)
             parts += [part.to_ndarray() for part in resampler.resample(frame)]
+            seconds += frame.samples / rate
+            if until_s is not None and seconds > until_s + _RESAMPLER_TAIL_S:
+                break
         if parts:
             parts += [part.to_ndarray() for part in resampler.resample(None)]
     if not parts:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from deeplake_loader.codecs.info import BadMedia
@@ -26,6 +27,24 @@ class RandomFile(Protocol):
 
 Source = bytes | memoryview | RandomFile
 """A media file: all its bytes, or a file."""
+
+
+class Deadline:
+    """A time limit that decoding looks at between packets.
+
+    >>> Deadline(None).check()
+    """
+
+    __slots__ = ("_end", "_seconds")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end = None if seconds is None else monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises BadMedia when the time is over."""
+        if self._end is not None and monotonic() > self._end:
+            raise BadMedia(f"decoding takes longer than {self._seconds:g} s; raise timeout_s or ask for less")
 
 
 class Format(NamedTuple):

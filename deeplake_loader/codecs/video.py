@@ -14,10 +14,9 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader.codecs.containers import Source, open_container, sniff_container
+from deeplake_loader.codecs.containers import Deadline, Source, open_container, sniff_container
 from deeplake_loader.codecs.info import MAX_PIXELS, BadMedia, MediaInfo
 
 if TYPE_CHECKING:
@@ -44,24 +43,6 @@ class Packets:
     keyframes: tuple[int, ...]
     duration: float | None
     table: GopTable | None
-
-
-class Deadline:
-    """A time limit that decoding looks at between packets.
-
-    >>> Deadline(None).check()
-    """
-
-    __slots__ = ("_end", "_seconds")
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._end = None if seconds is None else monotonic() + seconds
-
-    def check(self) -> None:
-        """Raises BadMedia when the time is over."""
-        if self._end is not None and monotonic() > self._end:
-            raise BadMedia(f"decoding takes longer than {self._seconds:g} s; raise timeout_s or ask for fewer frames")
 
 
 def video_stream(container: Any, index: int = 0) -> Any:

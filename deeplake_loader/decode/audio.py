@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from deeplake_loader.codecs.audio import decode_samples
+from deeplake_loader.codecs.containers import Source
 from deeplake_loader.codecs.info import MediaInfo
+from deeplake_loader.decode.sampling import window
 from deeplake_loader.decode.slots import Array
 from deeplake_loader.decode.transforms import Audio, Draw
 
@@ -18,13 +20,19 @@ def audio_output(info: MediaInfo | None, transform: Audio) -> tuple[str, tuple[i
     return "float32", (channels, max(1, round(transform.duration * rate)))
 
 
-def decode_audio(data: bytes | memoryview, transform: Audio, draw: Draw | None) -> Array:
-    samples, rate = decode_samples(data, sample_rate=transform.sample_rate, channels=transform.channels)
+def decode_audio(data: Source, transform: Audio, draw: Draw | None) -> Array:
+    """See `decode.cpu.decode`."""
+    samples, rate = decode_samples(
+        data, sample_rate=transform.sample_rate, channels=transform.channels,
+        until_s=transform.end if isinstance(transform.end, int | float) else None, timeout_s=transform.timeout_s,
+    )  # fmt: skip
+    low, high = window(samples.shape[1] / rate, transform.start, transform.end, None, None)
+    part = samples[:, round(low * rate) : round(high * rate)]
     if transform.duration is None:
-        return samples
+        return part
     wanted = max(1, round(transform.duration * rate))
-    spare = samples.shape[1] - wanted
+    spare = part.shape[1] - wanted
     if spare <= 0:
-        return np.pad(samples, ((0, 0), (0, -spare)))
+        return np.pad(part, ((0, 0), (0, -spare)))
     start = spare // 2 if draw is None else int(draw.uniforms(1, "start")[0] * (spare + 1))
-    return samples[:, start : start + wanted]
+    return part[:, start : start + wanted]

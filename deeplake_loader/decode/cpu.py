@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deeplake_loader.codecs.containers import Source
 from deeplake_loader.codecs.images import decode_rgb
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.tensors import decode_tensor, tensor_to_torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def decode(
-    data: bytes | memoryview,
+    data: Source,
     info: MediaInfo,
     transform: Transform | None = None,
     *,
@@ -39,7 +40,7 @@ def decode(
 
 
 def decode_into(
-    data: bytes | memoryview,
+    data: Source,
     info: MediaInfo,
     transform: Transform | None,
     out: Array,
@@ -53,16 +54,18 @@ def decode_into(
 
 
 def _decode(
-    data: bytes | memoryview, info: MediaInfo, transform: object, out: Array | None, draw: Draw | None, key: str | None
+    data: Source, info: MediaInfo, transform: object, out: Array | None, draw: Draw | None, key: str | None
 ) -> Array:
     import numpy as np
 
     chosen = choose(info.media, transform)
     try:
-        if isinstance(chosen, Image):
-            return _image(data, chosen, out, draw)
         if isinstance(chosen, Video):
             return decode_video(data, info, chosen, out, draw)
+        if not isinstance(data, bytes | memoryview):
+            data = data[:]
+        if isinstance(chosen, Image):
+            return _image(data, chosen, out, draw)
         if isinstance(chosen, Audio):
             return fill(decode_audio(data, chosen, draw), out)
         if isinstance(chosen, Tensor):

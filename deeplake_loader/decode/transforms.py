@@ -12,17 +12,22 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from deeplake_loader.decode.sampling import check_window, frames_between, places, window
 from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
 from deeplake_loader.types import TENSOR_DTYPES
+
+if TYPE_CHECKING:
+    from deeplake_loader.decode.sampling import Times
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 Crop = Literal["center", "random_resized", "none"]
+Sampling = Literal["uniform", "random", "contiguous", "segments"]
 
 MAX_SIDE = 16_384
-DRAW_VERSION = 1
+DRAW_VERSION = 2
 """Changes with every change of which numbers a sample draws or what is made of them."""
 
 
@@ -69,6 +74,16 @@ def _check_picture(
         raise InputError(f"{name}(flip={flip!r}): expected a probability in 0..1")
 
 
+def _check_choice(name: str, field: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name}({field}={value!r}): expected one of {', '.join(map(repr, known))}")
+
+
+def _check_timeout(name: str, seconds: object) -> None:
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+        raise InputError(f"{name}(timeout_s={seconds!r}): expected seconds, or None for no limit")
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """Images as (3, H, W) uint8, upright, RGB.
@@ -104,10 +119,15 @@ class Video:
     """Clips as (T, 3, H, W) uint8, upright, RGB.
 
     ``num_frames``: T; None takes every ``stride``-th frame. ``sampling``: "uniform" takes the middle frame of T equal
-    parts, "random" one frame drawn from each part, "contiguous" every ``stride``-th frame from a start that is drawn
-    (the middle where nothing is drawn). A clip too short repeats its last frame. ``frame_indices`` names the frames
-    instead, in any order, repeats allowed; one that the clip lacks is an error. ``size``, ``crop``, ``scale``,
-    ``ratio``, ``flip`` as for Image, one choice for the whole clip; ``layout`` "TCHW", "CTHW" or "THWC".
+    parts, "segments" one frame drawn from each part (Wang and others, Temporal Segment Networks, 2016), "random" T
+    different frames, "contiguous" every ``stride``-th frame from a start that is drawn (the middle where nothing is
+    drawn). ``start``, ``end``: take them from this part, in seconds, or the names of columns of the stream's query that
+    hold the seconds; ``duration``: from a part of that many seconds, drawn; ``fps``: from the frames that a player
+    shows at that many moments a second. A clip of too few frames repeats its last one (``pad`` "repeat") or is an error
+    ("error"). ``frame_indices`` names the frames instead, in any order, repeats allowed; one that the clip lacks is an
+    error. ``size``, ``crop``, ``scale``, ``ratio``, ``flip`` as for Image, one choice for the whole clip; ``layout``
+    "TCHW", "CTHW" or "THWC"; ``stream`` is the number of the video stream in the file; decoding for longer than
+    ``timeout_s`` seconds is an error.
 
     >>> Video(num_frames=16, size=(256, 256)).sampling
     'uniform'
@@ -115,7 +135,7 @@ class Video:
 
     num_frames: int | None = None
     frame_indices: tuple[int, ...] | None = None
-    sampling: Literal["uniform", "random", "contiguous"] = "uniform"
+    sampling: Sampling = "uniform"
     stride: int = 1
     size: int | Size | None = None
     crop: Crop = "center"
@@ -123,76 +143,113 @@ class Video:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     layout: Literal["TCHW", "CTHW", "THWC"] = "TCHW"
+    fps: float | None = None
+    duration: float | None = None
+    start: float | str | None = None
+    end: float | str | None = None
+    pad: Literal["repeat", "error"] = "repeat"
+    stream: int = 0
+    timeout_s: float | None = 120.0
 
     def __post_init__(self) -> None:
         _check_picture("Video", self.size, self.crop, self.scale, self.ratio, self.flip)
-        if self.layout not in ("TCHW", "CTHW", "THWC"):
-            raise InputError(f"Video(layout={self.layout!r}): expected 'TCHW', 'CTHW' or 'THWC'")
-        if self.sampling not in ("uniform", "random", "contiguous"):
-            raise InputError(f"Video(sampling={self.sampling!r}): expected 'uniform', 'random' or 'contiguous'")
+        check_window("Video", self.start, self.end, self.duration)
+        _check_choice("Video", "layout", self.layout, ("TCHW", "CTHW", "THWC"))
+        _check_choice("Video", "sampling", self.sampling, get_args(Sampling))
+        _check_choice("Video", "pad", self.pad, ("repeat", "error"))
+        _check_timeout("Video", self.timeout_s)
         if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
             raise InputError(f"Video(num_frames={self.num_frames!r}): expected a positive integer or None")
         if type(self.stride) is not int or self.stride < 1:
             raise InputError(f"Video(stride={self.stride!r}): expected a positive integer")
         if self.stride > 1 and self.num_frames is not None and self.sampling != "contiguous":
             raise InputError(f"Video(stride={self.stride}) goes with sampling='contiguous', not {self.sampling!r}")
+        if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps <= 1000):
+            raise InputError(f"Video(fps={self.fps!r}): expected frames per second, at most 1000")
+        if type(self.stream) is not int or self.stream < 0:
+            raise InputError(f"Video(stream={self.stream!r}): expected the number of a video stream, from 0 on")
         self._check_indices()
 
     def _check_indices(self) -> None:
         indices = self.frame_indices
         if indices is None:
             return
-        if self.num_frames is not None or self.stride > 1:
-            raise InputError("Video takes frame_indices, or num_frames and stride, not both")
+        if self.num_frames is not None or self.stride > 1 or self.is_timed:
+            raise InputError("Video takes frame_indices, or num_frames, stride, fps, duration, start and end, not both")
         if not isinstance(indices, tuple) or not indices or not all(type(i) is int and i >= 0 for i in indices):
             raise InputError(f"Video(frame_indices={indices!r}): expected a tuple of frame numbers from 0 on")
 
-    def frame_numbers(self, count: int, draw: Draw | None) -> list[int]:
-        """The frames to take of a clip of ``count``; DimensionError where it lacks one of ``frame_indices``.
+    @property
+    def is_timed(self) -> bool:
+        """Whether the choice of frames depends on when they are shown."""
+        return any(field is not None for field in (self.fps, self.duration, self.start, self.end))
+
+    @property
+    def fixed_count(self) -> int | None:
+        """T where it is the same for every clip."""
+        if self.frame_indices is not None:
+            return len(self.frame_indices)
+        if self.num_frames is None and self.fps is not None and self.duration is not None:
+            return len(range(0, max(1, math.floor(self.duration * self.fps + 0.5)), self.stride))
+        return self.num_frames
+
+    def frame_numbers(
+        self, count: int, draw: Draw | None, times: Times | None = None, length: float | None = None
+    ) -> list[int]:
+        """The frames to take of a clip of ``count``, which are shown at ``times`` (seconds) and last ``length``.
+
+        Raises DimensionError where the clip lacks frames that are asked for.
 
         >>> Video(num_frames=4).frame_numbers(8, None), Video(num_frames=4).frame_numbers(2, None)
         ([1, 3, 5, 7], [0, 1, 1, 1])
+        >>> Video(fps=2).frame_numbers(8, None, times=[i / 4 for i in range(8)], length=2.0)
+        [0, 2, 4, 6]
         """
         if self.frame_indices is not None:
             if max(self.frame_indices) >= count:
                 raise DimensionError(f"frame {max(self.frame_indices)} was asked of a clip of {count} frames")
             return list(self.frame_indices)
-        wanted = self.num_frames
-        if wanted is None:
-            return list(range(0, count, self.stride))
-        if self.sampling == "contiguous":
-            return self._window(count, wanted, draw)
-        if wanted >= count:
-            return [min(i, count - 1) for i in range(wanted)]
-        if self.sampling == "random" and draw is not None:
-            return [math.floor((i + u) * count / wanted) for i, u in enumerate(draw.uniforms(wanted, "frames"))]
-        return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
-
-    def _window(self, count: int, wanted: int, draw: Draw | None) -> list[int]:
-        spare = max(0, count - ((wanted - 1) * self.stride + 1))
-        start = spare // 2 if draw is None else math.floor(draw.uniforms(1, "start")[0] * (spare + 1))
-        return [min(start + i * self.stride, count - 1) for i in range(wanted)]
+        uniforms = None if draw is None else draw.uniforms
+        numbers: Sequence[int] = range(count)
+        if self.is_timed:
+            if times is None or length is None:
+                raise DimensionError("the file does not tell when its frames are shown, so no times can be asked for")
+            low, high = window(length, self.start, self.end, self.duration, uniforms)
+            numbers = frames_between(times, low, high, self.fps)
+        wanted = self.fixed_count
+        every = numbers[:: self.stride]
+        needed = len(every) if wanted is None else wanted
+        if self.pad == "error" and len(every) < needed:
+            raise DimensionError(f"{wanted} frames were asked of a clip that gives {len(every)}")
+        if self.num_frames is None:
+            return [every[min(i, len(every) - 1)] for i in range(needed)]
+        return [numbers[i] for i in places(len(numbers), needed, self.sampling, self.stride, uniforms)]
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
     """Sound as (channels, samples) float32 in [-1, 1].
 
-    ``sample_rate`` resamples, ``channels`` 1 or 2 mixes; None keeps the file's. ``duration``, seconds: a longer sound
-    is cut at a drawn place (the middle where nothing is drawn), a shorter one is followed by silence.
+    ``sample_rate`` resamples, ``channels`` 1 or 2 mixes; None keeps the file's. ``start``, ``end``: this part, in
+    seconds, or the names of columns of the stream's query that hold the seconds. ``duration``, seconds: of a longer
+    sound a part that is drawn (the middle where nothing is drawn); a shorter one is followed by silence. Decoding for
+    longer than ``timeout_s`` seconds is an error.
     """
 
     sample_rate: int | None = None
     channels: Literal[1, 2] | None = None
     duration: float | None = None
+    start: float | str | None = None
+    end: float | str | None = None
+    timeout_s: float | None = 120.0
 
     def __post_init__(self) -> None:
         if self.sample_rate is not None and not (type(self.sample_rate) is int and 1 <= self.sample_rate <= 768_000):
             raise InputError(f"Audio(sample_rate={self.sample_rate!r}): expected samples per second, 1..768000")
         if self.channels not in (None, 1, 2):
             raise InputError(f"Audio(channels={self.channels!r}): expected 1, 2 or None")
-        if self.duration is not None and not 0 < self.duration <= 86_400:
-            raise InputError(f"Audio(duration={self.duration!r}): expected seconds, at most a day")
+        check_window("Audio", self.start, self.end, self.duration)
+        _check_timeout("Audio", self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +262,15 @@ class Tensor:
         if self.dtype is not None and (self.dtype not in TENSOR_DTYPES or self.dtype == "bfloat16"):
             known = ", ".join(name for name in TENSOR_DTYPES if name != "bfloat16")
             raise InputError(f"Tensor(dtype={self.dtype!r}): expected one of {known}")
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A stream's media column undecoded: the batch holds `deeplake_loader.stream.Payloads`, the stored bytes of each
+    row as read-only memoryviews without a copy, verified against their checksums.
+
+    >>> stream = db.stream("SELECT photo FROM t", batch_size=64, transforms={"photo": Raw()})   # doctest: +SKIP
+    """
 
 
 Transform = Image | Video | Audio | Tensor

@@ -1,18 +1,27 @@
-"""Video items decoded on the CPU: which frames, and each into its slot."""
+"""Video items decoded on the CPU: which frames, which bytes hold them, and each into its slot."""
 
 from __future__ import annotations
 
-from deeplake_loader.codecs.gops import unpack
+import numpy as np
+
+from deeplake_loader.codecs.containers import Source
+from deeplake_loader.codecs.gops import GopTable, Range, unpack
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.video import read_frames, scan_packets
 from deeplake_loader.decode.slots import Array, allocate, place, size_of, upright_size
 from deeplake_loader.decode.transforms import Draw, Size, Video
 
+_MAX_PART = 0.8
+"""A clip that needs more than this share of its file reads it whole: one long read costs less than many."""
+
 
 def video_output(info: MediaInfo | None, transform: Video) -> tuple[str, tuple[int, ...]] | None:
+    """What `decode.cpu.output` says of a clip."""
+    if transform.stream:
+        info = None
     size = size_of(transform) or upright_size(info, info.rotation in (90, -90) if info else False)
-    frames = len(transform.frame_indices or ()) or transform.num_frames
-    if frames is None and info is not None and info.num_frames is not None:
+    frames = transform.fixed_count
+    if frames is None and not transform.is_timed and info is not None and info.num_frames is not None:
         frames = len(range(0, info.num_frames, transform.stride))
     return None if size is None or frames is None else ("uint8", _video_shape(transform, frames, size))
 
@@ -21,13 +30,49 @@ def _video_shape(transform: Video, frames: int, size: Size) -> tuple[int, ...]:
     return {"TCHW": (frames, 3, *size), "CTHW": (3, frames, *size), "THWC": (frames, *size, 3)}[transform.layout]
 
 
-def decode_video(
-    data: bytes | memoryview, info: MediaInfo, transform: Video, out: Array | None, draw: Draw | None
-) -> Array:
-    count = info.num_frames if info.num_frames is not None else scan_packets(data).count
-    clip = _Clip(transform, transform.frame_numbers(count, draw), out, draw)
-    read_frames(data, sorted(clip.places), clip.take, table=unpack(info.gops) if info.gops else None)
+def chosen_frames(info: MediaInfo, transform: Video, draw: Draw | None) -> list[int] | None:
+    """The numbers of the frames that make the clip, by the facts recorded at insert; None where they do not tell.
+
+    Raises DimensionError where the clip lacks frames that are asked for.
+    """
+    if transform.stream or info.num_frames is None:
+        return None
+    if not transform.is_timed:
+        return transform.frame_numbers(info.num_frames, draw)
+    table = unpack(info.gops) if info.gops else None
+    return None if table is None else _timed_frames(transform, info.num_frames, table, info.duration, draw)
+
+
+def needed_ranges(info: MediaInfo, transform: Video, draw: Draw | None, length: int) -> list[Range] | None:
+    """The bytes of a file of ``length`` that decoding the clip reads; None where the whole file is as well read."""
+    table = unpack(info.gops) if info.gops and not transform.stream else None
+    numbers = None if table is None else chosen_frames(info, transform, draw)
+    ranges = None if table is None or numbers is None else table.ranges(sorted(set(numbers)))
+    return None if ranges is None or sum(b - a for a, b in ranges) > _MAX_PART * length else ranges
+
+
+def decode_video(data: Source, info: MediaInfo, transform: Video, out: Array | None, draw: Draw | None) -> Array:
+    """See `decode.cpu.decode`."""
+    numbers = chosen_frames(info, transform, draw)
+    table = unpack(info.gops) if info.gops and not transform.stream else None
+    if numbers is None:
+        packets = scan_packets(data, transform.stream)
+        table, length = packets.table, packets.duration
+        numbers = _timed_frames(transform, packets.count, table, length, draw)
+    clip = _Clip(transform, numbers, out, draw)
+    wanted = sorted(clip.places)
+    read_frames(data, wanted, clip.take, table=table, stream=transform.stream, timeout_s=transform.timeout_s)
     return clip.result()
+
+
+def _timed_frames(
+    transform: Video, count: int, table: GopTable | None, length: float | None, draw: Draw | None
+) -> list[int]:
+    """Without presentation times the frames are taken as evenly spaced."""
+    if not transform.is_timed or not length:
+        return transform.frame_numbers(count, draw)
+    times: Array = np.arange(count) * (length / count) if table is None else table.seconds
+    return transform.frame_numbers(count, draw, times, length)
 
 
 class _Clip:
