@@ -10,10 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader import kernels, store
+from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.errors import CorruptionError, NotFoundError
 from deeplake_loader.extents import Extents
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, unpack_address
@@ -104,11 +106,24 @@ class BlobReader:
             return self.read(address)[start:stop]
         first, last = start // CHECK_BLOCK, -(-stop // CHECK_BLOCK)
         begin, end = first * CHECK_BLOCK, min(last * CHECK_BLOCK, place.length)
+        return self._read_blocks(member, begin, end)[start - begin : stop - begin]
+
+    def open_parts(self, address: int) -> SparseFile | None:
+        """The blob as a file that reads only the 1 MB blocks it is asked for, each verified; None for one of up to
+        4 MB, which is verified whole."""
+        member = self._find(address)
+        if member.place.length <= MAX_WHOLE_CHECK:
+            return None
+        return SparseFile(member.place.length, partial(self._read_blocks, member), block=CHECK_BLOCK)
+
+    def _read_blocks(self, member: Found, begin: int, end: int) -> bytes:
+        """From a multiple of CHECK_BLOCK to another one or the end, verified."""
+        place, first = member.place, begin // CHECK_BLOCK
         data = self._files.read(self._queries.root, place, place.offset + begin, end - begin)
-        checks = member.checks[first * 4 : last * 4]
+        checks = member.checks[first * 4 : -(-end // CHECK_BLOCK) * 4]
         if kernels.crc32c_blocks(data, CHECK_BLOCK) != checks:
             self._raise_corrupt(place, data, checks, first)
-        return data[start - begin : stop - begin]
+        return data
 
     def info(self, address: int) -> str | None:
         """The media facts stored with the blob, as JSON; None where there are none."""
@@ -147,6 +162,17 @@ class BlobReader:
     def keys(self, addresses: np.ndarray) -> list[str | None]:
         """The sample keys of many blobs, in order; None for NULL."""
         return self._values(addresses, "key")
+
+    def checks(self, addresses: np.ndarray) -> list[bytes]:
+        """The checksums of many blobs as stored, in order."""
+        return self._values(addresses, "checks")
+
+    def resting(self, addresses: np.ndarray) -> list[bytes | None]:
+        """The bytes of many blobs that rest in the catalog, in order, unverified; None for one that rests elsewhere."""
+        listed = f"[{','.join(map(str, addresses.tolist()))}]"
+        sql = "SELECT address, data FROM _dl_resting WHERE address IN (SELECT value FROM json_each(?))"
+        held: dict[int, bytes] = dict(self._queries.fetchall(sql, (listed,)))
+        return [held.get(address) for address in addresses.tolist()]
 
     def close_files(self) -> None:
         """Forgets the files that are open for reading; later reads open them again."""

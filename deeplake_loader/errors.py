@@ -13,6 +13,8 @@
     ├── ConflictError                   two histories changed the same rows
     ├── CorruptionError                 stored bytes differ from what was written
     ├── DecodeError                     one item could not be decoded; names the item
+    ├── SampleErrors                    more samples in a row were bad than a stream allows; lists their keys
+    ├── StalledError (TimeoutError)     a stream's batch made no progress; names what was being read
     └── StoreError (OSError)            the store cannot be read or written
         └── LockedError                 another process holds what this one needs
 
@@ -150,6 +152,25 @@ class DecodeError(DeeplakeError):
         return _rebuild_decode_error, (type(self), self.args[0], self.key)
 
 
+class SampleErrors(DeeplakeError):
+    """More samples in a row could not be read or decoded than ``max_errors``; ``keys`` names them."""
+
+    kind = "samples"
+
+    def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_sample_errors, (self.args[0], self.keys)
+
+
+class StalledError(DeeplakeError, TimeoutError):
+    """A batch of a stream made no progress for ``timeout_s``; the message names its files, keys and stage."""
+
+    kind = "stalled"
+
+
 class StoreError(DeeplakeError, OSError):
     """The store cannot be opened, read or written."""
 
@@ -168,6 +189,10 @@ def _rebuild_sql_error(cls: type[SQLError], message: str, sql: str | None, posit
 
 def _rebuild_decode_error(cls: type[DecodeError], message: str, key: str | None) -> DecodeError:
     return cls(message, key=key)
+
+
+def _rebuild_sample_errors(message: str, keys: tuple[str, ...]) -> SampleErrors:
+    return SampleErrors(message, keys=keys)
 
 
 def _rebuild_constraint_error(

@@ -1,30 +1,36 @@
 """Reads and verifies the bytes of many blobs at once, by where they lie; the tars around them are never parsed.
 
-One native call reads a whole batch into one buffer, and buffers are used again: fresh pages cost more than the
-checksums do. What that call cannot serve (blobs that rest in the catalog, blobs verified by block, files that have
-moved since their place was looked up, damage) goes the slower way, one by one, which also words the errors.
+One native call reads a whole batch, of all its columns, into one buffer, and buffers are used again: fresh pages cost
+more than the checksums do. A blob over 4 MB is read as its blocks of 1 MB, which have a checksum each. Blobs that rest
+in the catalog are asked for together. What is left (files that have moved since their place was looked up, damage) is
+read again one by one, which also words the errors.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader import kernels
-from deeplake_loader.blobs import BlobReader
+from deeplake_loader.blobs import CHECK_BLOCK, BlobReader
 from deeplake_loader.catalog import Catalog
-from deeplake_loader.errors import CorruptionError, DeeplakeError
+from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
 from deeplake_loader.extents import Extents
 from deeplake_loader.vectors import Vectors
 
 Indices = npt.NDArray[np.int64]
+
+DAMAGE = (CorruptionError, NotFoundError, StoreError)
+"""What makes one item bad and leaves the others good."""
 
 _ALIGN = 64
 _MAX_FILES = 128
@@ -32,39 +38,50 @@ _MAX_FILES = 128
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The encoded bytes of some rows.
+    """The encoded bytes of some rows, in one buffer.
 
-    Fields: ``data``, per row its bytes, None for NULL and for a row that could not be read; ``errors``, why, by place.
-    The bytes are views of a buffer that is used again after ``release()``.
+    Fields: ``starts`` and ``sizes``, int64, where each row's bytes lie in ``data``; a size is -1 for NULL and for a row
+    that could not be read; ``errors``, why, by place; ``retries``, rows that had to be read a second time. The buffer
+    is used again once nobody holds ``data`` or a view of it.
     """
 
-    data: list[memoryview | bytes | None]
-    errors: dict[int, CorruptionError]
-    _buffers: _Buffers
-    _buffer: npt.NDArray[np.uint8] | None = field(repr=False)
+    data: memoryview
+    starts: Indices
+    sizes: Indices
+    errors: dict[int, DeeplakeError] = field(default_factory=dict)
+    retries: int = 0
 
-    def release(self) -> None:
-        """Gives the buffer back; call it once, when nothing looks at ``data`` any more."""
-        self.data.clear()
-        if self._buffer is not None:
-            self._buffers.put(self._buffer)
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, place: int) -> memoryview | None:
+        """That row's bytes, read-only."""
+        start, size = int(self.starts[place]), int(self.sizes[place])
+        return None if size < 0 else self.data[start : start + size]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were read and verified."""
+        return int(self.sizes[self.sizes > 0].sum())
 
 
 class Reader:
-    """Reads the blobs and vectors of one store in the process that made it; one thread reads, any may close.
+    """Reads the blobs and vectors of one store in the process that made it; its threads may share it.
 
     Args:
         root: folder of the store.
         threads: native threads of one batch.
         max_files: shards kept open.
+        max_spare: buffers kept for the next batches.
     """
 
-    def __init__(self, root: str, *, threads: int = 2, max_files: int = _MAX_FILES) -> None:
+    def __init__(self, root: str, *, threads: int = 2, max_files: int = _MAX_FILES, max_spare: int = 4) -> None:
         self._catalog = Catalog.open(root, create=False, read_only=True)
         self._blobs, self._vectors = BlobReader(self._catalog), Vectors(self._catalog)
         self._threads = threads
+        self._lock = threading.Lock()
         self._files = _Files(max_files)
-        self._buffers = _Buffers()
+        self._buffers = _Buffers(max_spare)
 
     def resolve(self, addresses: Indices) -> Extents:
         """Where the blobs of these addresses lie now."""
@@ -80,80 +97,159 @@ class Reader:
 
     def vectors(self, addresses: Indices) -> npt.NDArray[Any]:
         """The vectors of these addresses as rows of one fresh matrix."""
-        return self._vectors.gather(addresses)
+        with self._lock:
+            return self._vectors.gather(addresses)
 
-    def read(self, extents: Extents, rows: Indices) -> Items:
-        """The verified bytes of some rows of ``extents``.
+    def read(self, wanted: Sequence[tuple[Extents, Indices]]) -> list[Items]:
+        """The verified bytes of some rows of each of these extents, read together.
 
-        A damaged or truncated item does not stop the others: its CorruptionError is in the result. A store that cannot
-        be read at all raises StoreError.
+        An item that is damaged, truncated or whose file is gone does not stop the others: its error is in the result.
         """
-        file, offset, check = extents.file[rows], extents.offset[rows], extents.check[rows]
-        length, count = extents.length[rows], len(rows)
-        direct = np.flatnonzero((file >= 0) & (offset >= 0) & (check >= 0))
-        places, total = _places(length[direct])
-        buffer = self._buffers.take(total) if len(direct) else None
-        data: list[memoryview | bytes | None] = [None] * count
-        missed = (file >= 0).tolist()
-        if buffer is not None:
-            view = buffer.data
-            status = self._fetch(
-                extents.paths, file[direct], offset[direct], length[direct], check[direct], view, places
-            )
-            sizes = length[direct].tolist()
-            for i, place, size, code in zip(direct.tolist(), places.tolist(), sizes, status, strict=True):
-                if code == 0:
-                    data[i], missed[i] = view[place : place + size], False
-        items = Items(data, {}, self._buffers, buffer)
-        self._read_singly(items, [i for i in range(count) if missed[i]], extents.address[rows])
-        return items
+        ends = np.cumsum([len(rows) for _, rows in wanted]).tolist()
+        with self._lock:
+            batch = self._lay_out(wanted)
+            slow = self._fetch(batch)
+            errors = self._read_singly(batch, slow)
+        return [batch.items(first, last, slow, errors) for first, last in pairwise([0, *ends])]
 
-    def _read_singly(self, items: Items, missed: Iterable[int], addresses: Indices) -> None:
-        for i in missed:
+    def _lay_out(self, wanted: Sequence[tuple[Extents, Indices]]) -> _Batch:
+        """The rows of all these extents behind one another, each with its place in a buffer."""
+        chosen = [
+            (self._files.numbers(e.paths)[e.file[r]], e.offset[r], e.length[r], e.check[r], e.address[r])
+            for e, r in wanted
+        ]
+        columns = chosen[0] if len(chosen) == 1 else tuple(map(np.concatenate, zip(*chosen, strict=True)))
+        file, offset, length, check, address = columns
+        length[address == 0] = 0
+        place, total = _places(length)
+        return _Batch(file, offset, length, check, address, place, self._buffers.take(total))
+
+    def _fetch(self, batch: _Batch) -> list[int]:
+        """Reads what native calls can; the places of what they could not."""
+        direct = (batch.offset >= 0) & (batch.check >= 0)
+        if direct.all():
+            return np.flatnonzero(self._call(batch.pieces(), batch)).tolist()
+        failed = batch.address != 0
+        whole = np.flatnonzero(direct)
+        failed[whole] = self._call(batch.pieces(whole), batch) != 0
+        blocked = np.flatnonzero((batch.offset >= 0) & (batch.check < 0) & (batch.address != 0))
+        if len(blocked):
+            failed[blocked] = self._read_blocks(batch, blocked)
+        resting = np.flatnonzero((batch.offset < 0) & (batch.address != 0))
+        if len(resting):
+            failed[resting] = self._read_resting(batch, resting)
+        return np.flatnonzero(failed).tolist()
+
+    def _read_blocks(self, batch: _Batch, chosen: Indices) -> npt.NDArray[np.bool_]:
+        """Reads blobs over 4 MB as blocks of 1 MB; which of them failed."""
+        checks = [np.frombuffer(c, "<u4").astype(np.int64) for c in self._blobs.checks(batch.address[chosen])]
+        counts = np.array([len(c) for c in checks], np.int64)
+        owner = np.repeat(chosen, counts)
+        start = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHECK_BLOCK
+        length = np.minimum(batch.length[owner] - start, CHECK_BLOCK)
+        pieces = _Pieces(
+            batch.file[owner], batch.offset[owner] + start, length, np.concatenate(checks), batch.place[owner] + start
+        )
+        bad = owner[self._call(pieces, batch) != 0]
+        failed: npt.NDArray[np.bool_] = np.isin(chosen, bad) | (counts != -(-batch.length[chosen] // CHECK_BLOCK))
+        return failed
+
+    def _read_resting(self, batch: _Batch, chosen: Indices) -> npt.NDArray[np.bool_]:
+        """Reads blobs that rest in the catalog; which of them no longer do, or are damaged."""
+        failed = np.ones(len(chosen), np.bool_)
+        held = self._blobs.resting(batch.address[chosen])
+        for k, (i, found) in enumerate(zip(chosen.tolist(), held, strict=True)):
+            if found is not None and len(found) == batch.length[i]:
+                batch.put(i, found)
+                failed[k] = kernels.crc32c(found) != batch.check[i]
+        return failed
+
+    def _read_singly(self, batch: _Batch, slow: Sequence[int]) -> dict[int, DeeplakeError]:
+        """Reads each of these again on its own way; the errors of those that are bad."""
+        errors: dict[int, DeeplakeError] = {}
+        for i in slow:
             try:
-                items.data[i] = self._blobs.read(int(addresses[i]))
-            except CorruptionError as error:
-                items.errors[i] = error
-            except DeeplakeError:
-                items.release()
-                raise
+                batch.put(i, self._blobs.read(int(batch.address[i])))
+            except DAMAGE as error:
+                errors[i] = error
+        return errors
 
-    def _fetch(
-        self,
-        paths: tuple[str, ...],
-        file: npt.NDArray[np.int32],
-        offset: Indices,
-        length: Indices,
-        check: Indices,
-        out: memoryview,
-        places: Indices,
-    ) -> list[int]:
-        """The status of every item; files are opened in groups that fit the limit."""
-        status = [0] * len(file)
-        needed = np.unique(file)
+    def _call(self, pieces: _Pieces, batch: _Batch) -> npt.NDArray[np.int32]:
+        """The status of every piece; files are opened in groups that fit the limit."""
+        needed = np.unique(pieces.file)
+        if len(needed) <= self._files.limit:
+            return self._call_group(pieces, needed, batch)
+        status = np.empty(len(pieces.file), np.int32)
         for start in range(0, len(needed), self._files.limit):
             group = needed[start : start + self._files.limit]
-            chosen = np.flatnonzero((file >= group[0]) & (file <= group[-1]))
-            fds = np.array([self._files.open(paths[i]) for i in group.tolist()], np.int32)
-            chosen_fds = fds[np.searchsorted(group, file[chosen])]
-            codes = kernels.read_batch(
-                chosen_fds.data,
-                offset[chosen].data,
-                length[chosen].data,
-                check[chosen].data,
-                out,
-                places[chosen].data,
-                self._threads,
-            )
-            for i, code in zip(chosen.tolist(), codes, strict=True):
-                status[i] = code
+            chosen = np.flatnonzero((pieces.file >= group[0]) & (pieces.file <= group[-1]))
+            status[chosen] = self._call_group(pieces.at(chosen), group, batch)
         return status
+
+    def _call_group(self, pieces: _Pieces, needed: npt.NDArray[np.int32], batch: _Batch) -> npt.NDArray[np.int32]:
+        fds = np.array([self._files.open(number) for number in needed.tolist()], np.int32)
+        found = kernels.read_batch(
+            fds[np.searchsorted(needed, pieces.file)].data,
+            pieces.offset.data,
+            pieces.length.data,
+            pieces.check.data,
+            batch.data,
+            pieces.place.data,
+            self._threads,
+        )
+        return np.frombuffer(found, np.int32)
 
     def close(self) -> None:
         """Closes files and catalog."""
         self._files.close()
         self._blobs.close_files()
         self._catalog.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """What one native call reads: stretches of files, each with its checksum and its place in the buffer."""
+
+    file: npt.NDArray[np.int32]
+    offset: Indices
+    length: Indices
+    check: Indices
+    place: Indices
+
+    def at(self, chosen: Indices) -> _Pieces:
+        return _Pieces(
+            self.file[chosen], self.offset[chosen], self.length[chosen], self.check[chosen], self.place[chosen]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The rows of one read, and the buffer that their bytes go into."""
+
+    file: npt.NDArray[np.int32]
+    offset: Indices
+    length: Indices
+    check: Indices
+    address: Indices
+    place: Indices
+    data: memoryview
+
+    def pieces(self, chosen: Indices | None = None) -> _Pieces:
+        pieces = _Pieces(self.file, self.offset, self.length, self.check, self.place)
+        return pieces if chosen is None else pieces.at(chosen)
+
+    def put(self, i: int, found: bytes) -> None:
+        """That row's bytes, from elsewhere."""
+        start = int(self.place[i])
+        self.data[start : start + len(found)] = found
+
+    def items(self, first: int, last: int, slow: Sequence[int], errors: dict[int, DeeplakeError]) -> Items:
+        """The rows from ``first`` to ``last``."""
+        sizes = np.where(self.address[first:last] == 0, -1, self.length[first:last])
+        own = {i - first: error for i, error in errors.items() if first <= i < last}
+        sizes[list(own)] = -1
+        retries = sum(first <= i < last for i in slow)
+        return Items(self.data.toreadonly(), self.place[first:last], sizes, own, retries)
 
 
 def _places(lengths: Indices) -> tuple[Indices, int]:
@@ -164,22 +260,38 @@ def _places(lengths: Indices) -> tuple[Indices, int]:
 
 
 class _Files:
-    """Open shards, the least recently used closed first. -1 stands for one that cannot be opened."""
+    """Shards by number, the least recently used closed first. -1 stands for one that cannot be opened."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._paths: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._known: dict[int, tuple[tuple[str, ...], npt.NDArray[np.int32]]] = {}  # by id: hashing long tuples costs
 
-    def open(self, path: str) -> int:
-        fd = self._open.pop(path, None)
+    def numbers(self, paths: tuple[str, ...]) -> npt.NDArray[np.int32]:
+        """The number of each path, the same for the same path wherever it is listed."""
+        known = self._known.get(id(paths))
+        if known is not None and known[0] is paths:
+            return known[1]
+        for path in paths:
+            if path not in self._numbers:
+                self._numbers[path] = len(self._paths)
+                self._paths.append(path)
+        numbers = np.array([*(self._numbers[p] for p in paths), -1], np.int32)  # -1, which NULL has, is last
+        self._known[id(paths)] = paths, numbers
+        return numbers
+
+    def open(self, number: int) -> int:
+        fd = self._open.pop(number, None)
         if fd is None:
             while len(self._open) >= self.limit:
                 os.close(self._open.popitem(last=False)[1])
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
             except OSError:  # its items are then read singly, which finds out whether they moved or are lost
                 return -1
-        self._open[path] = fd
+        self._open[number] = fd
         return fd
 
     def close(self) -> None:
@@ -187,23 +299,34 @@ class _Files:
             os.close(self._open.popitem()[1])
 
 
+class _Lease(np.ndarray[Any, np.dtype[np.uint8]]):
+    """A buffer as handed out: plain arrays cannot be told apart from their views, so each loan is an object."""
+
+
 class _Buffers:
-    """Read buffers to be used again, never more than were in use at once; any thread may give one back."""
+    """Read buffers, used again when the last view of a loan is gone, on whichever thread that happens.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._spare: list[npt.NDArray[np.uint8]] = []
+    What is handed out is a memoryview: numpy would let a view of a view outlive the loan between them.
+    """
 
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        with self._lock:
-            for i, buffer in enumerate(self._spare):  # smallest first
-                if len(buffer) >= size:
-                    return self._spare.pop(i)
-            if self._spare:
-                self._spare.pop(0)
-        return np.empty(size + size // 4, np.uint8)
+    def __init__(self, most: int) -> None:
+        self._spare: deque[npt.NDArray[np.uint8]] = deque(maxlen=most)  # appending and popping need no lock
+        self._lent: dict[int, weakref.ref[_Lease]] = {}
 
-    def put(self, buffer: npt.NDArray[np.uint8]) -> None:
-        with self._lock:
-            self._spare.append(buffer)
-            self._spare.sort(key=len)
+    def take(self, size: int) -> memoryview:
+        """A writable buffer of that size; one caller at a time."""
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = np.empty(0, np.uint8)
+        if len(buffer) < size:
+            buffer = np.empty(size + size // 4, np.uint8)
+        lease = buffer[:size].view(_Lease)
+        spare, lent, number = self._spare, self._lent, id(lease)
+
+        def back(_: object) -> None:
+            del lent[number]
+            spare.append(buffer)
+
+        lent[number] = weakref.ref(lease, back)
+        return lease.data

@@ -10,5 +10,9 @@ from __future__ import annotations
 
 from deeplake_loader.stream.build import build_stream
 from deeplake_loader.stream.dataset import Batches, Stream
+from deeplake_loader.stream.failures import BadSample
+from deeplake_loader.stream.payloads import Payloads
+from deeplake_loader.stream.state import state_from_loader
+from deeplake_loader.stream.stats import Stats
 
-__all__ = ["Batches", "Stream", "build_stream"]
+__all__ = ["BadSample", "Batches", "Payloads", "Stats", "Stream", "build_stream", "state_from_loader"]

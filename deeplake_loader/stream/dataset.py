@@ -5,33 +5,21 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from deeplake_loader.errors import InputError, StateError
-from deeplake_loader.reader import Reader
 from deeplake_loader.stream import state as states
 from deeplake_loader.stream.clock import Clock
-from deeplake_loader.stream.device import Batch, Mover, Sent
-from deeplake_loader.stream.loading import Loader
+from deeplake_loader.stream.device import Batch
 from deeplake_loader.stream.options import Options, whole
-from deeplake_loader.stream.pipeline import Pipeline
-from deeplake_loader.stream.schedule import Cursor, Schedule, Step
+from deeplake_loader.stream.passes import Pass
+from deeplake_loader.stream.schedule import Cursor, Schedule
 from deeplake_loader.stream.source import Source
-
-_MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """Which steps of a pass are one process's: number ``first``, ``first + stride`` ..., counted from ``base``."""
-
-    epoch: int
-    base: int
-    first: int = 0
-    stride: int = 1
+from deeplake_loader.stream.state import Assignment
+from deeplake_loader.stream.stats import Board, Stats
 
 
 class Stream(IterableDataset[Batch]):
@@ -52,7 +40,7 @@ class Stream(IterableDataset[Batch]):
     def __init__(self, sources: tuple[Source, ...], schedule: Schedule, options: Options) -> None:
         self._sources, self._schedule, self._options = sources, schedule, options
         self._identity = states.identity(sources, schedule)
-        self._clock = Clock()
+        self._clock, self._board = Clock(), Board()
         self._forget()
 
     def _with(
@@ -68,9 +56,10 @@ class Stream(IterableDataset[Batch]):
         self._restored: Assignment | None = None  # a worker's, until its next pass begins
         self._assigned: Assignment | None = None  # a worker's: its pass and the next step it will deliver
         self._passes = 0  # a worker's: persistent workers name their passes by it
+        self._stats = Stats()  # of the newest pass that has ended in this process
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_iterator", "_seen", "_restored", "_assigned", "_passes")
+        own = ("_iterator", "_seen", "_restored", "_assigned", "_passes", "_stats")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,6 +69,16 @@ class Stream(IterableDataset[Batch]):
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
         return self._schedule.steps(((self._seen or self._clock.peek())[0], 0))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next pass reads, known under every loader: ``while stream.epoch < 10: for batch in ...``
+        ends after ten epochs, also when a state was loaded before."""
+        return self._clock.peek()[0]
+
+    def remaining(self) -> int:
+        """Batches left of the epoch in which `state_dict` stands, the same on every rank."""
+        return self._schedule.steps(self._seen or self._clock.peek())
 
     def __repr__(self) -> str:
         names = ", ".join(dict.fromkeys(column.name for source in self._sources for column in source.columns))
@@ -95,17 +94,18 @@ class Stream(IterableDataset[Batch]):
         """
         info = get_worker_info()
         if info is None:
-            return Batches(self, None)
+            return Batches(self, None, None)
         if self._options.device.type == "cuda":
             raise InputError(
                 f"a DataLoader worker cannot give batches on {self._options.device}: give the stream device='cpu' and "
                 "move them in the main process, or use the stream without workers (it decodes in threads of its own)"
             )
-        return Batches(self, self._join(info.seed - info.id, info.id, info.num_workers))
+        return Batches(self, self._join(info.seed - info.id, info.id, info.num_workers), info.id)
 
     def _join(self, token: int, worker: int, workers: int) -> Assignment:
         """This worker's part of the pass that its siblings read too."""
-        token, self._passes = (token * 1_000_003 + self._passes) & (1 << 62) - 1, self._passes + 1
+        token = ((token * 1_000_003 + self._passes) * 1_000_003 + workers) & (1 << 62) - 1
+        self._passes += 1
         restored, self._restored = self._restored, None
         if restored is None:
             epoch, base = self._clock.join(token, worker)
@@ -115,7 +115,7 @@ class Stream(IterableDataset[Batch]):
             self._assigned = restored
         return self._assigned
 
-    def _begin(self, iterator: Batches, assigned: Assignment | None) -> Pipeline[Step, Batch | Sent]:
+    def _begin(self, iterator: Batches, assigned: Assignment | None, worker: int | None) -> Pass:
         """The threads of a pass, which replaces the one before."""
         older = self._iterator() if self._iterator is not None else None
         if older is not None:
@@ -124,18 +124,7 @@ class Stream(IterableDataset[Batch]):
         if assigned is None:
             assigned = Assignment(*self._clock.begin())
             self._seen = assigned.epoch, assigned.base
-        source, options = self._sources[0], self._options
-        reader = Reader(source.root)
-        try:
-            places = source.places(reader)
-            loader = Loader(reader, source.columns, places, options.seed, options.on_error, iterator.mover)
-            threads = options.num_threads or max(1, min(_MOST_THREADS, _cores() // assigned.stride))
-            cursor = assigned.epoch, assigned.base
-            steps = self._schedule.batches(cursor, first=assigned.first, stride=assigned.stride)
-            return Pipeline(steps, loader.read, decoders=threads, prefetch=options.prefetch, close=reader.close)
-        except BaseException:
-            reader.close()
-            raise
+        return Pass(self._sources, self._schedule, self._options, assigned, board=self._board, worker=worker)
 
     def _delivered(self, cursor: Cursor) -> None:
         """Called before a batch is handed out."""
@@ -143,6 +132,25 @@ class Stream(IterableDataset[Batch]):
             self._seen = cursor
         else:
             self._assigned = replace(self._assigned, first=self._assigned.first + self._assigned.stride)
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers of the newest pass so far: samples, bytes, seconds per stage, bad samples. Under a DataLoader
+        they are its workers' together."""
+        if get_worker_info() is None and self._clock.by_workers:
+            return self._board.read()
+        running = self._iterator() if self._iterator is not None else None
+        return self._stats if running is None else running.stats
+
+    def report(self) -> str:
+        """One line about the newest pass: what it waits for, and how fast it is.
+
+        >>> stream.report()                                                             # doctest: +SKIP
+        'decode-bound: its threads worked for 93% of the time, the consumer waited for 88% of it; 1,532 samples/s, ...'
+        """
+        return self.stats.report()
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +179,8 @@ class Stream(IterableDataset[Batch]):
         if self._clock.by_workers:
             raise StateError(
                 "DataLoader workers read this stream, so this process does not know the position; use "
-                "stream.state_at(batch) of the last batch you trained on, or torchdata's StatefulDataLoader"
+                "stream.state_at(batch) of the last batch you trained on, or torchdata's StatefulDataLoader and its "
+                "own state_dict()"
             )
         return self._state(*(self._seen or self._clock.peek()))
 
@@ -191,14 +200,13 @@ class Stream(IterableDataset[Batch]):
         assigned = self._assigned or self._restored
         if assigned is None:
             raise StateError("this worker has begun no pass yet; iterate the stream first")
-        state = self._state(assigned.epoch, assigned.base)
-        return {**state, "next": assigned.first, "workers": assigned.stride, "step": self._schedule.pace}
+        return states.of_worker(self._state(assigned.epoch, assigned.base), assigned, self._schedule)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Makes the next pass go on where the state was taken: each remaining row of the epoch once.
 
-        World size, batch size, tail, workers and threads may be others than then. (A StatefulDataLoader's state holds
-        its workers' own positions and goes on with as many workers and the same batches.)
+        World size, batch size, tail, workers and threads may be others than then. (A StatefulDataLoader's own state
+        goes on with as many workers and the same batches; `state_from_loader` makes one of these of it.)
 
         Args:
             state: what `state_dict` or `state_at` gave.
@@ -215,14 +223,7 @@ class Stream(IterableDataset[Batch]):
             self._clock.set((epoch, position))
             self._seen = None
             return
-        for key, present in (("workers", info.num_workers), ("step", self._schedule.pace)):
-            if state.get(key) != present:
-                raise StateError(
-                    f"a DataLoader's state goes on only as it was taken: {key} was {state.get(key)!r} and is {present} "
-                    "(step: batch_size x world_size); to change that, load stream.state_at(batch) into the stream "
-                    "before the loader is made"
-                )
-        self._restored = Assignment(epoch, position, int(state["next"]), int(state["workers"]))
+        self._restored = states.to_worker(state, (epoch, position), info.num_workers, self._schedule)
 
     def _checked(self, state: Mapping[str, Any], strict: bool) -> Cursor:
         commit = states.commits(self._sources)
@@ -240,12 +241,12 @@ class Batches(Iterator[Batch]):
     ...     first = next(batches)
     """
 
-    def __init__(self, stream: Stream, assigned: Assignment | None) -> None:
-        self._stream, self._assigned = stream, assigned
-        self._pipeline: Pipeline[Step, Batch | Sent] | None = None
+    def __init__(self, stream: Stream, assigned: Assignment | None, worker: int | None) -> None:
+        self._stream, self._assigned, self._worker = stream, assigned, worker
+        self._pass: Pass | None = None
         self._closed = self._replaced = False
         self._pid = os.getpid()
-        self.mover: Mover | None = None
+        self._stats = Stats()
 
     def __iter__(self) -> Batches:
         return self
@@ -258,20 +259,19 @@ class Batches(Iterator[Batch]):
         if os.getpid() != self._pid:
             raise InputError("this iterator belongs to the parent process; iterate the stream in this one")
         try:
-            sent = next(self._started())
+            if self._pass is None:
+                self._pass = self._stream._begin(self, self._assigned, self._worker)
+            batch = next(self._pass)
         except BaseException:
             self.close()
             raise
-        batch = sent.receive() if isinstance(sent, Sent) else sent
         self._stream._delivered(batch["_cursor"])
         return batch
 
-    def _started(self) -> Pipeline[Step, Batch | Sent]:
-        if self._pipeline is None:
-            if self._stream._options.device.type == "cuda":
-                self.mover = Mover.to(self._stream._options.device)
-            self._pipeline = self._stream._begin(self, self._assigned)
-        return self._pipeline
+    @property
+    def stats(self) -> Stats:
+        """The numbers of this pass so far."""
+        return self._stats if self._pass is None else self._pass.stats
 
     def replace(self) -> None:
         """Ends the pass in favour of a newer one: going on with it is then an error, unless it was through."""
@@ -281,16 +281,13 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends the pass; closing twice does nothing."""
         self._closed = True
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
-            pipeline.close()
+        running, self._pass = self._pass, None
+        if running is not None:
+            self._stats = self._stream._stats = running.stats
+            running.close()
 
     def __enter__(self) -> Batches:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

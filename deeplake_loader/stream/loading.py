@@ -5,67 +5,185 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from deeplake_loader.decode import transforms
-from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError
+from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError, InputError, StoreError
 from deeplake_loader.extents import Extents
 from deeplake_loader.reader import Reader
-from deeplake_loader.stream.columns import Column, Media, Part, Scalars, Vectors
+from deeplake_loader.stream.columns import Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
+from deeplake_loader.stream.failures import BadSample, Mended, OnError, Verdict, mend
+from deeplake_loader.stream.media import Media
+from deeplake_loader.stream.parts import Joined, Part
 from deeplake_loader.stream.schedule import Step
+from deeplake_loader.stream.source import Source
 
-OnError = Literal["raise", "skip", "replace"]
+Indices = npt.NDArray[np.int64]
+
+_STAND_INS = 100
+"""Rows tried, one after the other, for a batch without one good sample."""
+_NAMED = 8
+"""Rows and files that a message names."""
 
 log = logging.getLogger("deeplake_loader.stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One source as this process reads it; ``extents`` say where the blobs of each media column lie."""
+
+    source: Source
+    reader: Reader
+    extents: Mapping[str, Extents]
+
+    def parts(self, rows: Indices, draw: Callable[[int, str], transforms.Draw], *, pin: bool) -> dict[str, Part]:
+        """Every column's bytes, read in one go, and the decoding that is left to do."""
+        media = [column for column in self.source.columns if isinstance(column, Media)]
+        read = self.reader.read([(self.extents[column.name], rows) for column in media]) if media else []
+        items = dict(zip((column.name for column in media), read, strict=True))
+        parts: dict[str, Part] = {}
+        for column in self.source.columns:
+            if isinstance(column, Scalars):
+                parts[column.name] = column.part(rows)
+            elif isinstance(column, Vectors):
+                parts[column.name] = column.part(rows, self.reader)
+            else:
+                own = _draw_of(column.name, draw)
+                parts[column.name] = column.part(rows, items[column.name], self.reader, own, pin)
+        return parts
+
+    def identity(self, row: int) -> int | str:
+        """What stays the row's own in any row set: its primary key, if it has one."""
+        keys = [column[row] for column in self.source.keys]
+        if len(keys) == 1 and isinstance(keys[0], int | str):
+            return keys[0]
+        return repr(tuple(keys)) if keys else row
+
+    def bad(self, name: str, row: int, error: DeeplakeError) -> BadSample:
+        """What is known of a row that failed in this column."""
+        addresses = {c.name: int(c.addresses[row]) for c in self.source.columns if not isinstance(c, Scalars)}
+        media = [c.name for c in self.source.columns if isinstance(c, Media) and addresses[c.name]]
+        key = self._shard_key(addresses[name if name in media else media[0]]) if media else None
+        return BadSample(key or f"row {self.identity(row)}", name, error, row, addresses.get(name, 0))
+
+    def _shard_key(self, address: int) -> str | None:
+        try:
+            return self.reader.keys(np.array([address], np.int64))[0]
+        except DeeplakeError:  # the catalog does not know the address either, which is in the sample's own error
+            return None
+
+    def describe(self, rows: Indices) -> str:
+        """The rows and the files that hold them, for messages; asks nobody, for whoever is asked may be what hangs."""
+        named = ", ".join(str(self.identity(row)) for row in rows[:_NAMED].tolist())
+        paths = {e.paths[f] for e in self.extents.values() for f in np.unique(e.file[rows]).tolist() if f >= 0}
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        listed = ", ".join(sorted(paths)[:_NAMED]) + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
+        return f"rows {named}{more}" + (f" of {listed}" if paths else f" of {self.source.root}")
+
+
+def _draw_of(name: str, draw: Callable[[int, str], transforms.Draw]) -> Callable[[int], transforms.Draw]:
+    return lambda place: draw(place, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A batch that is ready, and what the pass's statistics want to know of it."""
+
+    batch: Batch | Sent
+    samples: int
+    nbytes: int
+    retries: int
+    bad: Mapping[int, BadSample]
+
+    def receive(self) -> Batch:
+        """The batch, on the device where it was sent to one."""
+        return self.batch.receive() if isinstance(self.batch, Sent) else self.batch
 
 
 @dataclass(frozen=True, slots=True)
 class Loader:
     """Reads steps of one stream in one process.
 
-    Fields: ``extents``, where the blobs of each media column lie; ``seed`` of the augmentation; ``mover``, None to
-    leave batches on the host.
+    Fields: ``feeds``, one for each source; ``seed`` of the augmentation; ``mover``, None to leave batches on the host.
     """
 
-    reader: Reader
-    columns: Sequence[Column]
-    extents: Mapping[str, Extents]
+    feeds: Sequence[Feed]
     seed: int
     on_error: OnError
     mover: Mover | None
 
     def read(self, step: Step) -> BatchWork:
         """Every column's bytes, and the decoding that is left to do."""
-        parts: dict[str, Part] = {}
-        try:
-            for column in self.columns:
-                parts[column.name] = self._part(column, step)
-        except BaseException:
+        return BatchWork(self, step, self.parts(step))
+
+    def parts(self, step: Step) -> dict[str, Part]:
+        """The columns of a step's rows, each source's read together and then joined."""
+        if step.sources is None or len(self.feeds) == 1:
+            return self._parts_of(0, step, np.arange(len(step.rows)))
+        shares = [np.flatnonzero(step.sources == s) for s in range(len(self.feeds))]
+        found = [(self._parts_of(s, step, own), own) for s, own in enumerate(shares) if len(own)]
+        names = found[0][0]
+        return {name: Joined([(parts[name], own) for parts, own in found], len(step.rows)) for name in names}
+
+    def _parts_of(self, source: int, step: Step, places: Indices) -> dict[str, Part]:
+        feed, rows = self.feeds[source], step.rows[places]
+        epochs = None if step.epochs is None else step.epochs[places]
+
+        def draw(place: int, column: str) -> transforms.Draw:
+            epoch = step.epoch if epochs is None else int(epochs[place])
+            return transforms.Draw(self.seed, epoch, feed.identity(int(rows[place])), column)
+
+        return feed.parts(rows, draw, pin=self.mover is not None)
+
+    def stand_in(self, step: Step) -> tuple[Step, dict[str, Part]]:
+        """A good row in place of a batch that has none: the first behind its own, so the same one in every run.
+
+        Raises:
+            DeeplakeError: 100 rows in a row are bad; the error of the last.
+        """
+        source = 0 if step.sources is None else int(step.sources[0])
+        feed, last = self.feeds[source], int(step.rows[-1])
+        error: DeeplakeError | None = None
+        for k in range(min(_STAND_INS, feed.source.count)):
+            row = np.array([(last + 1 + k) % feed.source.count], np.int64)
+            own = Step(row, None, step.epoch, step.after, None if step.sources is None else np.array([source]))
+            parts = self.parts(own)
+            for part in parts.values():
+                for task in part.tasks:
+                    task()
+            failed = [(name, e) for name, part in parts.items() for e in part.errors.values()]
+            if not failed:
+                return own, parts
             for part in parts.values():
                 part.release()
-            raise
-        return BatchWork(self, step, parts)
+            name, error = failed[0]
+            error = named(feed.bad(name, int(row[0]), error))
+        raise error or InputError("a stream without rows has no batches")
 
-    def _part(self, column: Column, step: Step) -> Part:
-        if isinstance(column, Scalars):
-            return column.part(step.rows)
-        if isinstance(column, Vectors):
-            return column.part(step.rows, self.reader)
+    def describe(self, step: Step) -> str:
+        """The step's rows and files, for messages."""
+        if step.sources is None:
+            return self.feeds[0].describe(step.rows)
+        shares = [(feed, step.rows[step.sources == s]) for s, feed in enumerate(self.feeds)]
+        return "; ".join(feed.describe(rows) for feed, rows in shares if len(rows))
 
-        def draw(row: int) -> transforms.Draw:
-            return transforms.Draw(self.seed, step.epoch, row, column.name)
+    def bad(self, step: Step, place: int, name: str, error: DeeplakeError) -> BadSample:
+        """What is known of the bad sample at that place."""
+        source = 0 if step.sources is None else int(step.sources[place])
+        return self.feeds[source].bad(name, int(step.rows[place]), error)
 
-        return column.part(step.rows, self.extents[column.name], self.reader, draw, pin=self.mover is not None)
-
-    def key(self, column: str, row: int) -> str:
-        """The key of a row's sample, for messages."""
-        address = next(c.addresses[row] for c in self.columns if isinstance(c, Media) and c.name == column)
-        return self.reader.keys(np.array([address], np.int64))[0] or f"row {row}"
+    def keys(self, step: Step) -> torch.Tensor | list[Any]:
+        """The primary keys of the step's rows: int64 where they are integers, tuples where they are of several."""
+        sources = np.zeros(len(step.rows), np.int64) if step.sources is None else step.sources
+        keys = [self.feeds[s].source.keys for s in sources.tolist()]
+        pairs = zip(keys, step.rows.tolist(), strict=True)
+        found = [columns[0][row] if len(columns) == 1 else tuple(c[row] for c in columns) for columns, row in pairs]
+        return torch.tensor(found) if found and all(type(key) is int for key in found) else found
 
 
 class BatchWork:
@@ -75,55 +193,84 @@ class BatchWork:
         self._loader, self._step, self._parts = loader, step, parts
         self.tasks: Sequence[Callable[[], None]] = [task for part in parts.values() for task in part.tasks]
 
-    def finish(self) -> Batch | Sent:
+    def finish(self) -> Made:
         """The batch, or its copy to the device under way."""
-        bad = {i: name for name, part in self._parts.items() for i in part.errors}
-        keep, valid = self._mend(sorted(bad)) if bad else (None, self._step.valid)
-        if valid is None and self._loader.on_error == "replace":
-            valid = np.ones(len(self._step.rows), np.bool_)
-        batch: Batch = {name: part.value(keep) for name, part in self._parts.items()}
-        batch["_rows"] = torch.from_numpy(self._step.rows if keep is None else self._step.rows[keep])
-        batch["_cursor"] = self._step.after
+        step, parts, mover = self._step, self._parts, self._loader.mover
+        bad, mended = self._judge()
+        keep, valid = (None, step.valid) if mended is None else (mended.keep, mended.valid)
+        if mended is not None and mended.elsewhere:
+            step, parts = self._loader.stand_in(step)
+        batch: Batch = {name: part.value(keep) for name, part in parts.items()}
+        batch |= self._own_keys(step, keep)
+        if self._loader.on_error != "raise":
+            batch["_bad"] = [sample.key for sample in bad.values()]
+            valid = np.ones(len(step.rows), np.bool_) if valid is None else valid
         if valid is not None:
             batch["valid"] = torch.from_numpy(valid)
-        if self._loader.on_error != "raise":
-            batch["_bad"] = self._report(bad)
-        return batch if self._loader.mover is None else self._loader.mover.send(batch)
+        if parts is not self._parts:
+            for part in parts.values():
+                part.release()
+        nbytes, retries = (sum(getattr(p, what) for p in self._parts.values()) for what in ("nbytes", "retries"))
+        return Made(batch if mover is None else mover.send(batch), len(self._step.rows), nbytes, retries, bad)
 
-    def _mend(self, bad: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-        """Places to take the batch's rows from, and their ``valid``; raises the first error if that is the policy."""
-        count = len(self._step.rows)
-        good = np.setdiff1d(np.arange(count), np.array(bad))
-        if self._loader.on_error == "raise" or not len(good):
-            raise self._named(bad[0])
-        valid = self._step.valid
-        if self._loader.on_error == "skip":
-            return good, None if valid is None else valid[good]
-        keep = np.arange(count)
-        keep[list(bad)] = good[np.searchsorted(good, np.array(bad)) % len(good)]
-        fresh = np.ones(count, np.bool_) if valid is None else valid.copy()
-        fresh[list(bad)] = False
-        return keep, fresh
+    def _own_keys(self, step: Step, keep: Indices | None) -> Batch:
+        """What a batch holds beside the columns."""
+        chosen = step if keep is None else Step(step.rows[keep], None, step.epoch, step.after, _at(step.sources, keep))
+        own: Batch = {"_rows": torch.from_numpy(chosen.rows), "_cursor": step.after}
+        if any(feed.source.keys for feed in self._loader.feeds):
+            own["_keys"] = self._loader.keys(chosen)
+        if chosen.sources is not None and len(self._loader.feeds) > 1:
+            own["_source"] = torch.from_numpy(chosen.sources)
+        return own
 
-    def _report(self, bad: Mapping[int, str]) -> list[str]:
-        keys = []
-        for i in sorted(bad):
-            error = self._named(i)
-            keys.append(getattr(error, "key", None) or self._loader.key(bad[i], int(self._step.rows[i])))
-            log.warning("%s: %s", "left out" if self._loader.on_error == "skip" else "replaced", error)
-        return keys
+    def _judge(self) -> tuple[dict[int, BadSample], Mended | None]:
+        """The bad samples by place, and where the batch takes its rows from if some are skipped or replaced.
 
-    def _named(self, place: int) -> DeeplakeError:
-        """The error of the row at that place, with its column and key."""
-        name, error = next((n, p.errors[place]) for n, p in self._parts.items() if place in p.errors)
-        if isinstance(error, CorruptionError):
-            return error
-        key = self._loader.key(name, int(self._step.rows[place]))
-        named = DecodeError(f"column {name!r}, sample {key!r}: {error}", key=key)
-        named.__cause__ = error
-        return named
+        Raises the first one's error if that is the policy.
+        """
+        bad: dict[int, BadSample] = {}
+        verdicts: dict[int, Verdict] = {}
+        failed = {place for part in self._parts.values() for place in part.errors}
+        for place in sorted(failed):
+            for name, part in self._parts.items():
+                if place in part.errors:
+                    sample = self._loader.bad(self._step, place, name, part.errors[place])
+                    bad.setdefault(place, sample)
+                    verdict = self._verdict(sample, part, place)
+                    if verdict is not None and verdicts.get(place) != "skip":
+                        verdicts[place] = verdict
+        return bad, mend(len(self._step.rows), verdicts, self._step.valid) if verdicts else None
+
+    def _verdict(self, sample: BadSample, part: Part, place: int) -> Verdict | None:
+        """What becomes of the place; None where a function gave its value."""
+        policy = self._loader.on_error
+        answer = policy(sample) if callable(policy) else policy
+        if isinstance(answer, str) and answer == "raise":
+            raise named(sample)
+        if isinstance(answer, str) and answer in ("skip", "replace"):
+            log.warning("%s: %s", "left out" if answer == "skip" else "replaced", named(sample))
+            return "skip" if answer == "skip" else "replace"
+        if answer is None:
+            raise InputError("on_error gave None; return 'skip', 'replace', 'raise' or a value for the column")
+        part.put(place, answer)
+        return None
 
     def release(self) -> None:
         """Gives the read buffers back."""
+        self.tasks = ()
         for part in self._parts.values():
             part.release()
+
+
+def named(sample: BadSample) -> DeeplakeError:
+    """The sample's error, with its column and key."""
+    error = sample.error
+    if isinstance(error, CorruptionError | StoreError):
+        return error
+    found = DecodeError(f"column {sample.column!r}, sample {sample.key!r}: {error}", key=sample.key)
+    found.__cause__ = error
+    return found
+
+
+def _at(values: Indices | None, places: Indices) -> Indices | None:
+    return None if values is None else values[places]

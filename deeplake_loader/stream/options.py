@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.stream.loading import OnError
+from deeplake_loader.stream.failures import OnError, check_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,9 @@ class Options:
     num_threads: int | None = None
     on_error: OnError = "raise"
     seed: int = 0
+    max_errors: int | None = 100
+    timeout_s: float | None = 120.0
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cpu", "cuda"):
@@ -33,8 +35,11 @@ class Options:
             raise InputError(f"prefetch must be 0 or more, got {self.prefetch}")
         if self.num_threads is not None and whole("num_threads", self.num_threads) < 1:
             raise InputError(f"num_threads must be at least 1, got {self.num_threads}")
-        if self.on_error not in get_args(OnError):
-            raise InputError(f"on_error={self.on_error!r} is none of {', '.join(get_args(OnError))}")
+        check_policy(self.on_error)
+        if self.max_errors is not None and whole("max_errors", self.max_errors) < 0:
+            raise InputError(f"max_errors must be 0 or more, or None for no limit, got {self.max_errors}")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise InputError(f"timeout_s must be above 0, or None to wait for ever, got {self.timeout_s!r}")
         whole("seed", self.seed)
 
 

@@ -17,10 +17,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from deeplake_loader.errors import InputError
+from deeplake_loader.errors import InputError, StalledError
+from deeplake_loader.stream.stats import Times
 
 _WAIT_S = 0.5
 _JOIN_S = 10.0
+_JOIN_STALLED_S = 0.1  # for threads of which one is known to hang
 
 _Queue: TypeAlias = "SimpleQueue[Callable[[], None] | None]"
 Step = TypeVar("Step")
@@ -42,44 +44,57 @@ class Work(Protocol[Result_co]):
         """Gives buffers back; called once after the last task, also after an error."""
 
 
-class _Slot(Generic[Result]):
+class _Slot(Generic[Step, Result]):
     """One step's way through the pipeline: its result or its error once ``done`` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Step) -> None:
+        self.step = step
         self.done = threading.Event()
         self.results: list[Result] = []
         self.error: BaseException | None = None
-        self._left = 0
+        self.times = Times()
+        self.stage, self.moved = "waiting to be read", time.monotonic()
+        self._pieces = self._left = 0
         self._lock = threading.Lock()
 
-    def read(self, step: Step, read: Callable[[Step], Work[Result]], decodes: _Queue) -> None:
+    def read(self, read: Callable[[Step], Work[Result]], decodes: _Queue) -> None:
         """Reads the step and hands its tasks to the decoding threads."""
+        begun = self._enter("being read")
         try:
-            work = read(step)
+            work = read(self.step)
         except BaseException as error:  # raised again where the batch is awaited
             self.error = error
-            self.done.set()
+            self._end()
             return
+        self.times.read_s = self._enter("being decoded") - begun
         tasks = work.tasks
-        self._left = len(tasks)
+        self._pieces = self._left = len(tasks)
         if not tasks:
             self._finish(work)
         for task in tasks:
             decodes.put(partial(self._decode, task, work))
 
+    def _enter(self, stage: str) -> float:
+        self.stage, self.moved = stage, time.monotonic()
+        return self.moved
+
     def _decode(self, task: Callable[[], None], work: Work[Result]) -> None:
+        begun = time.monotonic()
         if self.error is None:
             try:
                 task()
             except BaseException as error:
                 self.error = error
         with self._lock:
+            self.moved = time.monotonic()
+            self.times.decode_s += self.moved - begun
             self._left -= 1
             last = not self._left
         if last:
             self._finish(work)
 
     def _finish(self, work: Work[Result]) -> None:
+        begun = self._enter("being put together")
         try:
             if self.error is None:
                 self.results.append(work.finish())
@@ -87,38 +102,51 @@ class _Slot(Generic[Result]):
             self.error = error
         finally:
             work.release()
-            self.done.set()
+            self.times.finish_s = time.monotonic() - begun
+            self._end()
+
+    def _end(self) -> None:
+        self.times.ready = time.monotonic()
+        self.done.set()
+
+    def describe(self) -> str:
+        """How far it has come."""
+        pieces = f" ({self._left} of {self._pieces} pieces left)" if self.stage == "being decoded" else ""
+        return f"{self.stage}{pieces}"
 
 
 class _Threads:
     """The threads of one pipeline and the two queues they take from."""
 
-    def __init__(self, decoders: int) -> None:
+    def __init__(self, decoders: int, begin: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self.stop = threading.Event()
+        self.stalled = False
         self.reads: _Queue = SimpleQueue()
         self.decodes: _Queue = SimpleQueue()
         queues = [self.reads] + [self.decodes] * decoders
         self.threads = [
-            threading.Thread(target=_serve, args=(queue, self.stop), name=f"deeplake-{name}", daemon=True)
+            threading.Thread(target=_serve, args=(queue, self.stop, begin), name=f"deeplake-{name}", daemon=True)
             for queue, name in zip(queues, ["read"] + ["decode"] * decoders, strict=True)
         ]
         for thread in self.threads:
             thread.start()
 
-    def end(self) -> None:
-        """Stops and joins."""
+    def end(self) -> bool:
+        """Stops and joins; whether all have ended."""
         self.stop.set()
         self.reads.put(None)
         for _ in self.threads[1:]:
             self.decodes.put(None)
-        deadline = time.monotonic() + _JOIN_S
-        for thread in self.threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + (_JOIN_STALLED_S if self.stalled else _JOIN_S)
+        others = [thread for thread in self.threads if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in others)
 
 
-def _serve(queue: _Queue, stop: threading.Event) -> None:
+def _serve(queue: _Queue, stop: threading.Event, begin: Callable[[], None]) -> None:
+    begin()
     while (job := queue.get()) is not None:
         if not stop.is_set():
             job()
@@ -133,7 +161,10 @@ class Pipeline(Generic[Step, Result]):
         read: turns a step into `Work`, on the reading thread.
         decoders: decoding threads, at least 1.
         prefetch: results under way beyond the one that the consumer waits for.
-        close: called once when the threads have ended.
+        close: called once when the threads have ended; not if one of them hangs and may still use what it closes.
+        begin: called once in every thread, first.
+        timeout_s: seconds that a step may go without any progress, None for ever.
+        describe: names what a step reads, for the error.
     """
 
     def __init__(
@@ -144,11 +175,16 @@ class Pipeline(Generic[Step, Result]):
         decoders: int,
         prefetch: int,
         close: Callable[[], None],
+        begin: Callable[[], None] = lambda: None,
+        timeout_s: float | None = None,
+        describe: Callable[[Step], str] = repr,
     ) -> None:
         self._steps, self._read, self._prefetch = steps, read, prefetch
-        self._slots: deque[_Slot[Result]] = deque()
-        self._threads = _Threads(decoders)
+        self._timeout_s, self._describe = timeout_s, describe
+        self._slots: deque[_Slot[Step, Result]] = deque()
+        self._threads = _Threads(decoders, begin)
         self._finalizer = weakref.finalize(self, _shut, self._threads, close)
+        self.times = Times()
 
     def __iter__(self) -> Pipeline[Step, Result]:
         return self
@@ -158,21 +194,29 @@ class Pipeline(Generic[Step, Result]):
             pass
         if not self._slots:
             raise StopIteration
-        slot = self._slots.popleft()
-        while not slot.done.wait(_WAIT_S):
+        slot, begun = self._slots.popleft(), time.monotonic()
+        while not slot.done.wait(_WAIT_S if self._timeout_s is None else min(_WAIT_S, self._timeout_s)):
             self._check_alive()
+            self._check_progress(slot, begun)
+        slot.times.settle(begun, time.monotonic())
+        self.times = slot.times
         if slot.error is not None:
             raise slot.error
         return slot.results.pop()
+
+    @property
+    def ready(self) -> int:
+        """Results that wait for the consumer."""
+        return sum(slot.done.is_set() for slot in self._slots)
 
     def _submit(self) -> bool:
         try:
             step = next(self._steps)
         except StopIteration:
             return False
-        slot: _Slot[Result] = _Slot()
+        slot: _Slot[Step, Result] = _Slot(step)
         self._slots.append(slot)
-        self._threads.reads.put(partial(slot.read, step, self._read, self._threads.decodes))
+        self._threads.reads.put(partial(slot.read, self._read, self._threads.decodes))
         return True
 
     def _check_alive(self) -> None:
@@ -181,6 +225,15 @@ class Pipeline(Generic[Step, Result]):
         if not all(thread.is_alive() for thread in self._threads.threads):
             raise InputError("the iterator's threads do not exist in this process; iterate the stream in it")
 
+    def _check_progress(self, slot: _Slot[Step, Result], begun: float) -> None:
+        if self._timeout_s is None or time.monotonic() - max(slot.moved, begun) < self._timeout_s:
+            return
+        self._threads.stalled = True
+        raise StalledError(
+            f"a batch made no progress for {self._timeout_s:g} s while {slot.describe()}: "
+            f"{self._describe(slot.step)}; look at that storage, or raise timeout_s"
+        )
+
     def close(self) -> None:
         """Ends the threads, within 10 s even if a read hangs; what was under way is dropped."""
         self._slots.clear()
@@ -188,6 +241,5 @@ class Pipeline(Generic[Step, Result]):
 
 
 def _shut(threads: _Threads, close: Callable[[], None]) -> None:
-    if os.getpid() == threads.pid:
-        threads.end()
+    if os.getpid() == threads.pid and threads.end():
         close()

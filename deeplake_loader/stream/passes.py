@@ -1,0 +1,124 @@
+"""One pass over a stream in one process: its files, threads and numbers, from the first batch to the last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader.reader import Reader
+from deeplake_loader.stream.device import Batch, Mover
+from deeplake_loader.stream.loading import Feed, Loader, Made
+from deeplake_loader.stream.options import Options
+from deeplake_loader.stream.pipeline import Pipeline
+from deeplake_loader.stream.schedule import Schedule, Step
+from deeplake_loader.stream.source import Source
+from deeplake_loader.stream.state import Assignment
+from deeplake_loader.stream.stats import Board, Meter, Stats
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
+
+
+class Pass(Iterator[Batch]):
+    """The batches of one assignment. Its threads end with ``close()``, or when nobody holds it.
+
+    Args:
+        worker: this process's number among DataLoader's workers, which write their numbers on the ``board``.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        schedule: Schedule,
+        options: Options,
+        assigned: Assignment,
+        *,
+        board: Board,
+        worker: int | None,
+    ) -> None:
+        threads = options.num_threads or max(1, min(_MOST_THREADS, _cores() // assigned.stride))
+        mover = Mover.to(options.device) if options.device.type == "cuda" else None
+        self._board, self._worker, self._workers = board, worker, assigned.stride
+        self._meter = Meter(prefetch=options.prefetch, threads=threads, max_errors=options.max_errors)
+        cursor = assigned.epoch, assigned.base
+        self._bar = _bar(options, schedule, cursor) if worker is None else None
+        feeds, close = open_feeds(sources, spare=options.prefetch + 2)
+        try:
+            loader = Loader(feeds, options.seed, options.on_error, mover)
+            self._pipeline: Pipeline[Step, Made] = Pipeline(
+                schedule.batches(cursor, first=assigned.first, stride=assigned.stride),
+                loader.read,
+                decoders=threads,
+                prefetch=options.prefetch,
+                close=close,
+                begin=mover.begin if mover is not None else lambda: None,
+                timeout_s=options.timeout_s,
+                describe=loader.describe,
+            )
+        except BaseException:
+            close()
+            raise
+
+    def __next__(self) -> Batch:
+        made = next(self._pipeline)
+        self._meter.failures.add(made.bad, made.samples)
+        batch = made.receive()
+        self._meter.add(
+            self._pipeline.times,
+            samples=made.samples - len(made.bad),
+            nbytes=made.nbytes,
+            retries=made.retries,
+            cursor=batch["_cursor"],
+        )
+        if self._worker is not None:
+            self._board.write(self._worker, replace(self.stats, workers=self._workers))
+        if self._bar is not None:
+            self._bar.update()
+        return batch
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers now."""
+        return self._meter.snapshot(self._pipeline.ready)
+
+    def close(self) -> None:
+        """Ends the threads and closes the files."""
+        self._pipeline.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def open_feeds(sources: Sequence[Source], *, spare: int) -> tuple[list[Feed], Callable[[], None]]:
+    """The sources as this process reads them, with one reader for each store, and what closes the readers."""
+    readers: dict[str, Reader] = {}
+
+    def close() -> None:
+        for reader in readers.values():
+            reader.close()
+
+    try:
+        for source in sources:
+            if source.root not in readers:
+                readers[source.root] = Reader(source.root, max_spare=spare)
+        return [Feed(s, readers[s.root], s.places(readers[s.root])) for s in sources], close
+    except BaseException:
+        close()
+        raise
+
+
+def _bar(options: Options, schedule: Schedule, cursor: tuple[int, int]) -> tqdm[Any] | None:
+    """A progress bar over the epoch, which a resumed one enters in the middle."""
+    if not options.progress:
+        return None
+    from tqdm import tqdm
+
+    total = schedule.steps((cursor[0], 0))
+    return tqdm(total=total, initial=total - schedule.steps(cursor), unit="batch", desc=f"epoch {cursor[0]}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
