@@ -15,13 +15,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader import kernels, store
-from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.errors import CorruptionError, NotFoundError
 from deeplake_loader.extents import Extents
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, unpack_address
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from deeplake_loader.codecs.sparse import SparseFile
 
 CHECK_BLOCK = 1 << 20
 MAX_WHOLE_CHECK = 4 << 20
@@ -111,6 +112,8 @@ class BlobReader:
     def open_parts(self, address: int) -> SparseFile | None:
         """The blob as a file that reads only the 1 MB blocks it is asked for, each verified; None for one of up to
         4 MB, which is verified whole."""
+        from deeplake_loader.codecs.sparse import SparseFile
+
         member = self._find(address)
         if member.place.length <= MAX_WHOLE_CHECK:
             return None

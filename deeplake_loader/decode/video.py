@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from deeplake_loader.codecs.containers import Source
 from deeplake_loader.codecs.gops import GopTable, Range, unpack
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
+from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.codecs.video import read_frames, scan_packets
 from deeplake_loader.decode.slots import Array, allocate, place, size_of, upright_size
 from deeplake_loader.decode.transforms import Draw, Size, Video
+from deeplake_loader.errors import DimensionError
 
+_MIN_SPARSE = 4 << 20
 _MAX_PART = 0.8
 """A clip that needs more than this share of its file reads it whole: one long read costs less than many."""
 
@@ -49,6 +54,31 @@ def needed_ranges(info: MediaInfo, transform: Video, draw: Draw | None, length: 
     numbers = None if table is None else chosen_frames(info, transform, draw)
     ranges = None if table is None or numbers is None else table.ranges(sorted(set(numbers)))
     return None if ranges is None or sum(b - a for a, b in ranges) > _MAX_PART * length else ranges
+
+
+class Parts(Protocol):
+    """What `deeplake_loader.blobs.BlobReader` does for clips."""
+
+    def open_parts(self, address: int) -> SparseFile | None: ...
+
+
+def open_clip(
+    blobs: Parts, address: int, info: MediaInfo, transform: object, draw: Draw | None = None
+) -> SparseFile | None:
+    """The stored video with the parts that the clip needs read and verified; None where it is read whole.
+
+    Raises CorruptionError: one of those parts is damaged.
+    """
+    if not isinstance(transform, Video) or info.gops is None or (info.nbytes or 0) < _MIN_SPARSE:
+        return None
+    try:
+        ranges = needed_ranges(info, transform, draw, info.nbytes or 0)
+    except DimensionError:  # decoding says what is wrong, with the item's name
+        return None
+    file = None if ranges is None else blobs.open_parts(address)
+    if file is not None and ranges is not None:
+        file.announce(ranges)
+    return file
 
 
 def decode_video(data: Source, info: MediaInfo, transform: Video, out: Array | None, draw: Draw | None) -> Array:
