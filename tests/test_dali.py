@@ -24,6 +24,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from deeplake_loader.codecs import MediaInfo, encode
+from deeplake_loader.codecs.gops import pack, unpack
 from deeplake_loader.decode import cpu, dali, engine, nvdec
 from deeplake_loader.decode.dali import DaliDecoder
 from deeplake_loader.decode.transforms import Draw, Image, Video
@@ -263,7 +264,7 @@ def test_memory_stays_flat_over_batches_and_failures(decoder):
 @given(
     codec=st.sampled_from(sorted(CLIPS)),
     frames=st.sampled_from([1, 4, 30, None]),
-    sampling=st.sampled_from(["uniform", "random", "contiguous"]),
+    sampling=st.sampled_from(["uniform", "random", "contiguous", "segments"]),
     size=st.sampled_from([None, 32, (24, 56)]),
     layout=st.sampled_from(["TCHW", "CTHW", "THWC"]),
     sample=st.integers(0, 9),
@@ -445,14 +446,27 @@ def test_copies_out_of_dalis_memory_have_ended_before_it_is_let_go(chip, monkeyp
     assert place.finished == 2 and difference(out[1], cpu.decode(data, info, Video(num_frames=4, size=32)))[0] <= 2
 
 
-def test_a_hopper_leaves_av1_odd_sizes_and_containers_without_times_to_the_cpu(chip):
+def test_a_hopper_leaves_av1_odd_sizes_turned_clips_and_frames_without_times_to_the_cpu(chip):
     made, _ = chip
-    mp4, webm, flv = b"\0\0\0\x20ftypisom", b"\x1aE\xdf\xa3" + bytes(8), b"FLV\x01" + bytes(8)
-    assert made.takes_video(mp4, facts("h264")) and made.takes_video(webm, facts("vp9"))
-    assert not made.takes_video(mp4, facts("av1"))
-    assert not made.takes_video(flv, facts("h264"))
-    assert not made.takes_video(mp4, facts("h264", width=161))
-    assert not made.takes_video(mp4, MediaInfo("video", "h264", "yuv420p", 64, 64, num_frames=3, rotation=90))
+    timed = dataclasses.replace(CLIPS["vp9"][1], codec="h264")
+    assert made.takes_video(b"", timed)
+    for change in ({"codec": "av1"}, {"gops": None}, {"width": 161}, {"rotation": 90}, {"num_frames": None}):
+        assert not made.takes_video(b"", dataclasses.replace(timed, **change)), change
+
+
+def test_a_clip_with_frames_before_its_zero_is_the_cpu_engines(decoder):
+    data, info = CLIPS["vp9"]
+    table = unpack(info.gops)
+    early = pack(dataclasses.replace(table, times=table.times - 100))
+    assert decoder.takes_video(data, info)
+    assert not decoder.takes_video(data, dataclasses.replace(info, gops=early))
+
+
+def test_a_clip_by_time_has_the_same_frames(decoder):
+    data, info = CLIPS["vp8"]
+    transform = Video(fps=5, start=0.4, end=1.6, size=32)
+    [ours] = decoder.decode_videos([data], [info], transform, [None])
+    assert ours.shape[0] == 6 and difference(ours, cpu.decode(data, info, transform))[0] <= 2
 
 
 # choosing

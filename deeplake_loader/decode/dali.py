@@ -19,18 +19,23 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from deeplake_loader.codecs.containers import Source
+from deeplake_loader.codecs.gops import unpack
 from deeplake_loader.codecs.headers import read_jpeg, sniff_image
 from deeplake_loader.codecs.info import MAX_PIXELS, MediaInfo
 from deeplake_loader.decode import cpu, nvdec
 from deeplake_loader.decode.forks import check_process, note_use
 from deeplake_loader.decode.slots import size_of
 from deeplake_loader.decode.transforms import Draw, Image, Size, Video, crop_box
+from deeplake_loader.decode.video import chosen_frames
 from deeplake_loader.errors import DecodeError, DimensionError, InputError
 
 log = logging.getLogger("deeplake_loader.decode")
 
-Data: TypeAlias = "bytes | memoryview"
+Data: TypeAlias = Source
 Decoded: TypeAlias = "torch.Tensor | DecodeError"
+Slots: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
+"""Room for each item: a batch, or places in one."""
 
 CHUNK_BYTES = 1 << 30
 """Decoded pictures of one call to DALI, before they are resized: DALI's memory grows to its largest call and stays."""
@@ -134,28 +139,31 @@ class DaliDecoder:
 
     def takes_image(self, data: Data) -> bool:
         """Whether DALI decodes the image better than the CPU engine: JPEG; the other formats have no GPU decoder."""
-        return sniff_image(memoryview(data)) == "jpg"
+        return isinstance(data, bytes | memoryview) and sniff_image(data) == "jpg"
 
     def takes_video(self, data: Data, info: MediaInfo) -> bool:
         """Whether DALI decodes the clip here, and numbers its frames as they were counted at insert."""
-        if info.rotation or not (info.num_frames and info.width and info.height):
+        if not isinstance(data, bytes | memoryview) or info.rotation or not (info.num_frames and info.width):
+            return False
+        table = unpack(info.gops) if info.gops else None
+        if table is not None and table.times[0] < 0:  # DALI counts no frame that is shown before 0
             return False
         capability = self._place.capability
         if capability is None:
             return info.codec in _CPU_CODECS
-        return nvdec.decodes(capability, info) and _has_times(data)
+        return table is not None and nvdec.decodes(capability, info)  # it finds frames on a GPU by their times
 
     def decode_images(
         self,
         items: Sequence[Data],
         transform: Image,
         draws: Sequence[Draw | None],
-        out: torch.Tensor | None = None,
+        out: Slots | None = None,
     ) -> list[Decoded]:
         """One tensor or DecodeError per image, in their order.
 
         Args:
-            out: (N, ...) uint8 to decode into; results are then its parts.
+            out: uint8 tensors to decode into, which are then the results.
         """
         job = _Job(self, items, [MediaInfo("image")] * len(items), transform, draws, out)
         sizes = {i: size for i, data in enumerate(items) if (size := _jpeg_size(data)) is not None}
@@ -168,7 +176,7 @@ class DaliDecoder:
         infos: Sequence[MediaInfo],
         transform: Video,
         draws: Sequence[Draw | None],
-        out: torch.Tensor | None = None,
+        out: Slots | None = None,
     ) -> list[Decoded]:
         """One tensor or DecodeError per clip, in their order; ``infos`` as they were measured at insert."""
         job = _Job(self, items, infos, transform, draws, out)
@@ -177,10 +185,12 @@ class DaliDecoder:
         for i, info in enumerate(infos):
             if self.takes_video(items[i], info):
                 try:
-                    numbers[i] = transform.frame_numbers(info.num_frames or 0, draws[i])
-                except DimensionError:
-                    continue  # the CPU engine says so
-                weights[i] = 3 * (info.width or 0) * (info.height or 0) * (len(numbers[i]) + 1)
+                    chosen = chosen_frames(info, transform, draws[i])
+                except DimensionError:  # the CPU engine says so
+                    continue
+                if chosen is not None:
+                    numbers[i] = chosen
+                    weights[i] = 3 * (info.width or 0) * (info.height or 0) * (len(chosen) + 1)
         job.run(weights, partial(self._videos, job, transform, numbers))
         return job.results
 
@@ -222,7 +232,7 @@ class DaliDecoder:
             log.warning("DALI did not decode item %d of a batch; such items are decoded on the CPU: %s", place, reason)
 
     def _images(self, job: _Job, transform: Image, places: Sequence[int]) -> None:
-        encoded = self._batch([np.frombuffer(job.items[i], np.uint8) for i in places])
+        encoded = self._batch([job.bytes(i) for i in places])
         pictures = self._dali.decoders.image(encoded, device=self._place.kind, output_type=self._types.RGB)
         sizes = [(shape[0], shape[1]) for shape in pictures.shape]
         pixels = self._resized(pictures, sizes, transform, [job.draws[i] for i in places])
@@ -234,10 +244,11 @@ class DaliDecoder:
         # one frame past the end tells whether DALI counts frames as we do
         wanted = [np.array([*numbers[i], job.infos[i].num_frames], np.int32) for i in places]
         clips = self._dali.decoders.video(
-            self._batch([np.frombuffer(job.items[i], np.uint8) for i in places]),
+            self._batch([job.bytes(i) for i in places]),
             device=self._place.kind,
             frames=self._batch(wanted),
             fill_value=list(_FILL),
+            affine=False,  # or the threads of every process of a machine are tied to the same cores
         )
         whole = [_is_whole(clip) for clip in _tensors(clips)]
         sizes = [(shape[1], shape[2]) for shape in clips.shape]
@@ -266,6 +277,7 @@ class DaliDecoder:
             roi_end=self._batch(ends),
             interp_type=self._types.INTERP_LINEAR,
             antialias=True,
+            device=self._place.kind,
         )
 
     def _batch(self, arrays: Sequence[np.ndarray[Any, np.dtype[Any]]]) -> Any:
@@ -282,11 +294,15 @@ class _Job:
         infos: Sequence[MediaInfo],
         transform: Image | Video,
         draws: Sequence[Draw | None],
-        out: torch.Tensor | None,
+        out: Slots | None,
     ) -> None:
         self._decoder, self._transform, self._out = decoder, transform, out
         self.items, self.infos, self.draws = items, infos, draws
         self._found: dict[int, Decoded] = {}
+
+    def bytes(self, place: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The item as an array over its own memory."""
+        return np.frombuffer(self.items[place][:], np.uint8)
 
     @property
     def results(self) -> list[Decoded]:
@@ -353,7 +369,7 @@ def _chunks(weights: dict[int, int]) -> Iterator[list[int]]:
 
 def _jpeg_size(data: Data) -> Size | None:
     """(height, width) of a sound grey or RGB JPEG within MAX_PIXELS; None for what the CPU engine is to judge."""
-    if sniff_image(memoryview(data)) != "jpg":
+    if not isinstance(data, bytes | memoryview) or sniff_image(data) != "jpg":
         return None
     try:
         header = read_jpeg(bytes(data))
@@ -361,13 +377,6 @@ def _jpeg_size(data: Data) -> Size | None:
         return None
     usual = header.mode in ("L", "RGB") and header.width * header.height <= MAX_PIXELS
     return (header.height, header.width) if usual else None
-
-
-def _has_times(data: Data) -> bool:
-    """Whether the container is one that gives every frame a time, by which DALI finds frames on a GPU: MP4, MOV,
-    Matroska, WebM."""
-    head = bytes(memoryview(data)[:12])
-    return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from deeplake_loader.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from deeplake_loader.decode.dali import DaliDecoder, Data, Decoded
+    from deeplake_loader.decode.dali import DaliDecoder, Data, Decoded, Slots
 
 Engine = Literal["auto", "cpu", "dali"]
 """``auto``: DALI for batches on a CUDA device, where it is installed, and the CPU engine for all others: on a CPU
@@ -82,7 +82,7 @@ def decode_batch(
     infos: Sequence[MediaInfo],
     transform: Image | Video,
     draws: Sequence[Draw | None],
-    out: torch.Tensor | None = None,
+    out: Slots | None = None,
 ) -> list[Decoded]:
     """What DALI makes of the items, in their order: `DaliDecoder.decode_images` or ``decode_videos``."""
     if isinstance(transform, Image):
