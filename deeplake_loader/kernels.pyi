@@ -4,6 +4,8 @@ from kernels import backend as backend
 from kernels import crc32c as crc32c
 from kernels import crc32c_blocks as crc32c_blocks
 from kernels import kth_best as kth_best
+from kernels import normalize as normalize
+from kernels import normalize_yuv as normalize_yuv
 from kernels import parse_integers as parse_integers
 from kernels import read_batch as read_batch
 from kernels import resize_into as resize_into

@@ -1,4 +1,5 @@
-"""The few operations that plain Python or numpy do too slowly: checksums, exact search, batch reads, resizing.
+"""The few operations that plain Python or numpy do too slowly: checksums, exact search, batch reads, resizing,
+normalising.
 
 Each has three forms with one meaning: a numpy specification (``reference``), compiled C with run-time dispatch
 (``native/``), and a fallback from packages that are installed anyway. ``backend()`` says which one runs and why.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from .checksums import crc32c, crc32c_blocks
 from .library import backend
+from .normalize import normalize, normalize_yuv
 from .reading import read_batch
 from .resize import resize_into
 from .search import at_least, kth_best, parse_integers, score_error, scores
@@ -18,6 +20,8 @@ __all__ = [
     "crc32c",
     "crc32c_blocks",
     "kth_best",
+    "normalize",
+    "normalize_yuv",
     "parse_integers",
     "read_batch",
     "resize_into",

@@ -86,12 +86,56 @@ def _read(fd: int, offset: int, out: memoryview, check: int) -> int:
 
 
 def resize(
-    source: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
+    source: NDArray[np.uint8],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str,
+    antialias: bool,
 ) -> NDArray[np.uint8]:
-    """(height, width, C) uint8."""
+    """(height, width, C) uint8, one channel at a time: Pillow would weigh colours by a fourth one, as alpha."""
     import numpy as np
     from PIL import Image
 
-    image: Any = Image.fromarray(source if source.shape[2] > 1 else source[:, :, 0])
-    done: NDArray[np.uint8] = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
-    return done.reshape(*size, source.shape[2])
+    if not antialias and interpolation != "nearest":
+        exact = reference.resize(source, size, box, interpolation, antialias=False)
+        return np.clip(np.floor(exact + 0.5), 0, 255).astype(np.uint8)
+    kind = Image.Resampling["BOX" if interpolation == "area" else interpolation.upper()]
+    channels = (Image.fromarray(np.ascontiguousarray(source[:, :, c])) for c in range(source.shape[2]))
+    return np.stack([np.asarray(c.resize((size[1], size[0]), kind, box=box)) for c in channels], axis=2)
+
+
+def normalize(pixels: NDArray[np.uint8], scale: list[float], shift: list[float], dtype: str) -> NDArray[Any]:
+    """(N, H, W, C): a byte has 256 values, so each channel is looked up in a table of them."""
+    import numpy as np
+
+    exact = np.arange(256)[:, None] * np.array(scale) + np.array(shift)
+    tables = _rounded(exact, dtype)
+    return np.stack([tables[pixels[..., c], c] for c in range(pixels.shape[3])], axis=3)
+
+
+def normalize_yuv(
+    y: NDArray[np.uint8], u: NDArray[np.uint8], v: NDArray[np.uint8], numbers: list[float], dtype: str
+) -> NDArray[Any]:
+    """(N, H, W, 3), of the factors that ``normalize.yuv_factors`` gives."""
+    import numpy as np
+
+    height, width = y.shape[1:]
+    blue, red = (np.repeat(np.repeat(p, 2, 1), 2, 2)[:, :height, :width] - 128.0 for p in (u, v))
+    luma = y * numbers[0] + numbers[1]
+    green = luma + numbers[3] * blue + numbers[4] * red
+    rgb = np.stack([luma + numbers[2] * red, green, luma + numbers[5] * blue], axis=3).clip(0, 255)
+    return _rounded(rgb * np.array(numbers[6:9]) + np.array(numbers[9:]), dtype)
+
+
+def _rounded(exact: NDArray[np.float64], dtype: str) -> NDArray[Any]:
+    """The numbers as float32, then as ``dtype``; bfloat16, the upper half of a float32, as dtype V2."""
+    import numpy as np
+
+    values = exact.astype(np.float32)
+    if dtype == "float32":
+        return values
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view("V2")

@@ -22,7 +22,7 @@ from deeplake_loader.errors import InputError
 if TYPE_CHECKING:
     from array import array
 
-ABI = 1
+ABI = 2
 """Raised with every change of the C functions, so that a library built from older sources is set aside, not called."""
 
 LEVELS = ("portable", "avx2", "avx512")
@@ -39,6 +39,8 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "dl_at_least": (_I64, (_PTR, _I64, ctypes.c_double, _I32, _PTR)),
     "dl_read_batch": (_I32, (_I32, _I64, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _PTR, _PTR, _I32)),
     "dl_resize": (_I32, (_I32, _PTR, _PTR, _PTR)),
+    "dl_normalize": (type(None), (_I32, _PTR, _PTR, _PTR, _PTR, _PTR, _I32)),
+    "dl_normalize_yuv": (type(None), (_PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I32)),
 }
 
 
@@ -121,7 +123,9 @@ _OPERATIONS = {  # the highest level that has code of its own, and the fallback
     "kth_best": (0, "numpy"),
     "at_least": (0, "numpy"),
     "read_batch": (2, "google-crc32c"),
-    "resize_into": (1, "pillow"),
+    "resize_into": (2, "pillow"),
+    "normalize": (2, "numpy"),
+    "normalize_yuv": (0, "numpy"),
 }
 
 

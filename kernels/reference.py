@@ -85,28 +85,93 @@ def crc32c(data: bytes, value: int = 0) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def resize(
-    source: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
-) -> NDArray[np.float64]:
-    """(height, width, C) float64 before rounding: the box (x0, y0, x1, y1) of an HWC image under a triangle filter.
+SUPPORTS = {"nearest": 0.0, "area": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
+"""Half the width of each filter in pixels."""
 
-    The filter is as wide as a source pixel when enlarging and as a target pixel when reducing: Pillow's BILINEAR.
+
+def resize(
+    source: NDArray[np.uint8],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str = "bilinear",
+    *,
+    antialias: bool = True,
+) -> NDArray[np.float64]:
+    """(height, width, C) float64: the box (x0, y0, x1, y1) of an HWC image under a filter, before rounding.
+
+    The filter is as wide as its support in source pixels when enlarging, and in target pixels when reducing with
+    ``antialias``. What "bicubic" and "lanczos" put beyond 0..255 is cut off after each direction, down first.
     """
     import numpy as np
 
-    down = _triangle(source.shape[0], box[1], box[3], size[0])
-    across = _triangle(source.shape[1], box[0], box[2], size[1])
-    exact: NDArray[np.float64] = np.einsum("yi,ijc,xj->yxc", down, source.astype(np.float64), across, optimize=True)
+    down = _weights(source.shape[0], box[1], box[3], size[0], interpolation, antialias)
+    across = _weights(source.shape[1], box[0], box[2], size[1], interpolation, antialias)
+    rows: NDArray[np.float64] = np.einsum("yi,ijc->yjc", down, source.astype(np.float64), optimize=True).clip(0, 255)
+    exact: NDArray[np.float64] = np.einsum("yjc,xj->yxc", rows, across, optimize=True).clip(0, 255)
     return exact
 
 
-def _triangle(held: int, start: float, stop: float, size: int) -> NDArray[np.float64]:
+def _weights(
+    held: int, start: float, stop: float, size: int, interpolation: str, antialias: bool
+) -> NDArray[np.float64]:
     """(size, held): the weight of each source pixel in each target pixel, rows summing to one."""
     import numpy as np
 
     scale = (stop - start) / size
-    width = max(scale, 1.0)
+    step = max(scale, 1.0) if antialias else 1.0
     centers = start + (np.arange(size) + 0.5) * scale
-    weights: NDArray[np.float64] = np.maximum(0.0, 1 - np.abs(np.arange(held) + 0.5 - centers[:, None]) / width)
+    if interpolation == "nearest":  # the pixel under the centre; summed step by step as in Pillow, for centres on edges
+        steps = np.cumsum([start + 0.5 * scale, *[scale] * (size - 1)])
+        return np.eye(held)[np.minimum(steps.astype(np.int64), held - 1)]
+    width = SUPPORTS[interpolation] * step
+    pixels = np.arange(held)
+    near = (pixels >= np.floor(centers - width + 0.5)[:, None]) & (pixels < np.floor(centers + width + 0.5)[:, None])
+    weights: NDArray[np.float64] = near * _height((pixels + 0.5 - centers[:, None]) / step, interpolation)
     weights /= weights.sum(axis=1, keepdims=True)
     return weights
+
+
+def _height(x: NDArray[np.float64], interpolation: str) -> NDArray[np.float64]:
+    """The filter's height at x; "bicubic" is Keys' cubic with a = -0.5."""
+    import numpy as np
+
+    far = np.abs(x)
+    height: NDArray[np.float64]
+    if interpolation == "area":
+        height = ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+    elif interpolation == "bilinear":
+        height = np.maximum(0.0, 1 - far)
+    elif interpolation == "lanczos":
+        height = np.where(far < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    else:
+        inner, outer = (1.5 * far - 2.5) * far * far + 1, ((-0.5 * far + 2.5) * far - 4) * far + 2
+        height = np.where(far < 1, inner, np.where(far < 2, outer, 0.0))
+    return height
+
+
+def normalize(pixels: NDArray[Any], mean: list[float], std: list[float]) -> NDArray[np.float64]:
+    """(..., C) float64: (value / 255 - mean) / std of each channel, before it is rounded to a smaller type."""
+    import numpy as np
+
+    exact: NDArray[np.float64] = (pixels / 255 - np.array(mean)) / np.array(std)
+    return exact
+
+
+def yuv_to_rgb(
+    y: NDArray[np.uint8], u: NDArray[np.uint8], v: NDArray[np.uint8], matrix: str, range: str
+) -> NDArray[np.float64]:
+    """(N, H, W, 3) float64 in 0..255, not rounded: 4:2:0 frames by the equations of ITU-R BT.601 or BT.709.
+
+    Luma and chroma become E' in 0..1 and -0.5..0.5; then R = Y + 2 (1 - Kr) V, B = Y + 2 (1 - Kb) U, and G is what is
+    left of Y = Kr R + Kg G + Kb B.
+    """
+    import numpy as np
+
+    red, blue = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[matrix]
+    foot, luma, chroma = (16, 219, 224) if range == "limited" else (0, 255, 255)
+    up = [np.repeat(np.repeat(p.astype(np.float64), 2, 1), 2, 2)[:, : y.shape[1], : y.shape[2]] for p in (u, v)]
+    level, cb, cr = (y - float(foot)) / luma, (up[0] - 128) / chroma, (up[1] - 128) / chroma
+    r, b = level + 2 * (1 - red) * cr, level + 2 * (1 - blue) * cb
+    g = (level - red * r - blue * b) / (1 - red - blue)
+    rgb: NDArray[np.float64] = np.stack([r, g, b], axis=3).clip(0, 1) * 255
+    return rgb

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Box = tuple[float, float, float, float]
 
 Layout = Literal["CHW", "HWC"]
+Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "lanczos"]
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "area", "bilinear", "bicubic", "lanczos")
 
 MAX_SIDE = 1 << 20  # keeps the sizes of the filter tables far from overflow
 
@@ -28,12 +30,18 @@ def resize_into(
     box: Box | None = None,
     flip: bool = False,
     layout: Layout = "CHW",
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = True,
 ) -> None:
-    """Fills ``target`` with ``source`` resized to its size: within one grey level of Pillow's antialiased BILINEAR.
+    """Fills ``target`` with ``source`` resized to its size: within one grey level of Pillow under the same filter,
+    except where Pillow cuts off what a cubic or a Lanczos filter puts beyond black and white in another order.
 
     ``source`` is (height, width, 1 to 4 channels) uint8, its pixels contiguous within a row; ``target`` a writable
     uint8 view, (C, H, W) or, with ``layout="HWC"``, (H, W, C), of any strides. ``box`` = (x0, y0, x1, y1) crops the
-    source first, in pixels, fractions allowed; ``flip`` mirrors left and right.
+    source first, in pixels, fractions allowed; ``flip`` mirrors left and right. ``interpolation``: Pillow's NEAREST
+    (equal), BOX ("area"), BILINEAR, BICUBIC (a = -0.5) or LANCZOS (three lobes). ``antialias`` widens the filter when
+    reducing, as Pillow does; without it each target pixel sees only the source pixels at its centre, as torch's
+    ``interpolate`` does.
 
     >>> import numpy as np
     >>> slot = np.zeros((3, 2, 2), np.uint8)
@@ -42,13 +50,20 @@ def resize_into(
     [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
     """
     crop, view = _checked(source, target, box, layout)
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation is {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
     if flip:
         view = view[:, ::-1]
     chosen = choice()
     if chosen.library is None:
-        view[...] = fallback.resize(source, (view.shape[0], view.shape[1]), crop)
+        view[...] = fallback.resize(source, (view.shape[0], view.shape[1]), crop, interpolation, antialias)
         return
-    _native(chosen.library, chosen.level, source, view, crop)
+    shape = _Shape(
+        *source.shape, *view.shape[:2], source.strides[0], *view.strides, *crop,
+        INTERPOLATIONS.index(interpolation), antialias,
+    )  # fmt: skip
+    if chosen.library.dl_resize(chosen.level, source.ctypes.data, view.ctypes.data, ctypes.byref(shape)):
+        raise MemoryError(f"no memory to resize {source.shape} to {view.shape}")
 
 
 def _checked(
@@ -77,12 +92,6 @@ def _checked(
     return (x0, y0, x1, y1), view
 
 
-def _native(library: ctypes.CDLL, level: int, source: NDArray[np.uint8], view: NDArray[np.uint8], crop: Box) -> None:
-    shape = _Shape(*source.shape, *view.shape[:2], source.strides[0], *view.strides, *crop)
-    if library.dl_resize(level, source.ctypes.data, view.ctypes.data, ctypes.byref(shape)):
-        raise MemoryError(f"no memory to resize {source.shape} to {view.shape}")
-
-
 class _Shape(ctypes.Structure):
     """The arguments of dl_resize; the order is that of the C structure."""
 
@@ -90,4 +99,5 @@ class _Shape(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("height", "width", "channels", "out_height", "out_width")),
         *((name, ctypes.c_int64) for name in ("row_stride", "out_y_stride", "out_x_stride", "out_c_stride")),
         *((name, ctypes.c_double) for name in ("x0", "y0", "x1", "y1")),
+        *((name, ctypes.c_int64) for name in ("kind", "antialias")),
     )

@@ -3,17 +3,17 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define DL_ABI 1  // kernels/library.py holds the same number
+#define DL_ABI 2  // kernels/library.py holds the same number
 #define DL_EXPORT __attribute__((visibility("default")))
 
 // Instruction sets; the caller passes one not above dl_level(). AVX2 includes FMA, F16C, SSE4.2 and PCLMUL;
-// AVX512 is that of Ice Lake and Zen 4, with VPCLMULQDQ: older ones wait for memory in the scans with AVX2 already.
+// AVX512 is that of Ice Lake and Zen 4, with VPCLMULQDQ and VNNI: older ones wait for memory in the scans with AVX2 already.
 enum { DL_PORTABLE = 0, DL_AVX2 = 1, DL_AVX512 = 2 };
 
 #if defined(__x86_64__)
 #define DL_X86 1
 #define DL_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,sse4.2,pclmul")))
-#define DL_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,vpclmulqdq,avx2,fma,f16c,sse4.2,pclmul")))
+#define DL_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,vpclmulqdq,avx2,fma,f16c,sse4.2,pclmul")))
 #endif
 
 // Calls task(context, item) for every item in 0..items-1, on up to `threads` threads, the caller's included.

@@ -46,7 +46,7 @@ DL_EXPORT int32_t dl_level(void) {
         return DL_PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("vpclmulqdq"))
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("vpclmulqdq"))
         return DL_AVX512;
     return DL_AVX2;
 #else

@@ -7,6 +7,7 @@ DL_TARGET_AVX2 static int64_t vertical_avx2(const struct job *job, int64_t y) {
     const int count = job->down.count[y];
     const uint8_t *top = job->source + job->down.start[y] * s->row_stride + job->first * s->channels;
     const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(1 << (TO_MIDDLE - 1));
+    const __m256i most = _mm256_set1_epi16(MOST);
     int64_t x = 0, width = job->columns * s->channels;
     for (; x + 32 <= width; x += 32) {
         __m256i a = half, b = half, c = half, d = half;
@@ -24,6 +25,8 @@ DL_TARGET_AVX2 static int64_t vertical_avx2(const struct job *job, int64_t y) {
         // each 128-bit half holds its own 16 columns: packed within the half, then the halves are put in order
         __m256i ab = _mm256_packs_epi32(_mm256_srai_epi32(a, TO_MIDDLE), _mm256_srai_epi32(b, TO_MIDDLE));
         __m256i cd = _mm256_packs_epi32(_mm256_srai_epi32(c, TO_MIDDLE), _mm256_srai_epi32(d, TO_MIDDLE));
+        ab = _mm256_min_epi16(_mm256_max_epi16(ab, zero), most);
+        cd = _mm256_min_epi16(_mm256_max_epi16(cd, zero), most);
         _mm256_storeu_si256((__m256i *)(job->middle + x), _mm256_permute2x128_si256(ab, cd, 0x20));
         _mm256_storeu_si256((__m256i *)(job->middle + x + 16), _mm256_permute2x128_si256(ab, cd, 0x31));
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_backends import NAMES, using
@@ -31,9 +32,20 @@ def resized(source: np.ndarray, size: tuple[int, int], **options: object) -> np.
     return slot.transpose(1, 2, 0)
 
 
-def pillow(source: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def pillow(
+    source: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None, filter: str = "bilinear"
+) -> np.ndarray:
     image = Image.fromarray(source[:, :, 0] if source.shape[2] == 1 else source)
-    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)).reshape(*size, -1)
+    return np.asarray(image.resize(size[::-1], FILTERS[filter], box=box)).reshape(*size, -1)
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,6 +64,33 @@ def test_noise_is_within_one_level_of_pillow_and_of_the_exact_result(held: tuple
     assert gap(found, reference.resize(source, size, (0, 0, held[1], held[0]))) <= 1.01
 
 
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize(("held", "size"), SIZES)
+def test_every_filter_is_within_one_level_of_pillow_and_nearest_equals_it(
+    held: tuple[int, int], size: tuple[int, int], filter: str, backend: str
+):
+    source = picture(*held) // 3 + 80  # the lobes stay inside the range: where they do not, the order of passes counts
+    found = resized(source, size, interpolation=filter)
+    assert gap(found, pillow(source, size, filter=filter)) <= (0 if filter == "nearest" else 1)
+    box = (0, 0, held[1], held[0])
+    if backend != "python":
+        for hard in (source, picture(*held, seed=1) // 128 * 255):
+            assert gap(resized(hard, size, interpolation=filter), reference.resize(hard, size, box, filter)) <= 1.01
+
+
+@pytest.mark.parametrize("filter", ["area", "bilinear", "bicubic", "lanczos"])
+def test_without_antialias_only_the_pixels_at_the_centre_count(filter: str):
+    source = picture(120, 90) // 3 + 80
+    found = resized(source, (33, 41), interpolation=filter, antialias=False)
+    assert gap(found, reference.resize(source, (33, 41), (0, 0, 90, 120), filter, antialias=False)) <= 1.01
+    grown = resized(source, (200, 150), interpolation=filter, antialias=False)
+    assert gap(grown, resized(source, (200, 150), interpolation=filter)) <= 1  # the same filter; rounded elsewhere
+    if filter == "bilinear":
+        pixels = torch.from_numpy(source.transpose(2, 0, 1)[None]).double()
+        expected = torch.nn.functional.interpolate(pixels, (33, 41), mode="bilinear", align_corners=False)
+        assert gap(found.transpose(2, 0, 1), expected[0].numpy()) <= 0.51
+
+
 @given(st.data())
 def test_any_crop_of_any_picture_is_within_one_level_of_pillow(data: st.DataObject):
     height, width, out_h, out_w = (data.draw(st.integers(1, 90)) for _ in range(4))
@@ -60,7 +99,11 @@ def test_any_crop_of_any_picture_is_within_one_level_of_pillow(data: st.DataObje
     y0, y1 = sorted((data.draw(st.floats(0, height)), data.draw(st.floats(0, height))))
     box = (x0, y0, x1, y1) if x1 - x0 > 0.01 and y1 - y0 > 0.01 else None
     source = picture(height, width, channels, data.draw(st.integers(0, 9)))
-    assert gap(resized(source, (out_h, out_w), box=box), pillow(source, (out_h, out_w), box)) <= 1
+    filter = data.draw(st.sampled_from(list(FILTERS)))
+    if filter in ("bicubic", "lanczos"):
+        source = source // 3 + 80
+    found = resized(source, (out_h, out_w), box=box, interpolation=filter)
+    assert gap(found, pillow(source, (out_h, out_w), box, filter)) <= 1
 
 
 def test_a_picture_of_its_own_size_and_a_flat_one_do_not_change():
@@ -76,9 +119,10 @@ def test_every_compiled_form_gives_the_same_bytes(backend: str):
     for channels in (1, 2, 3, 4):
         for held, size in SIZES:
             source = picture(*held, channels)
-            here = resized(source, size)
-            with using("portable"):
-                assert np.array_equal(resized(source, size), here)
+            for filter in FILTERS:
+                here = resized(source, size, interpolation=filter)
+                with using("portable"):
+                    assert np.array_equal(resized(source, size, interpolation=filter), here)
 
 
 def test_flip_mirrors_and_layouts_and_strides_hold_the_same_pixels():
@@ -109,6 +153,8 @@ def test_arguments_that_do_not_fit_are_refused():
     for box in [(0, 0, 11, 10), (-1, 0, 5, 5), (5, 5, 5, 6), (0, 0, float("nan"), 5)]:
         with pytest.raises(InputError, match="is not inside an image of 10 x 10"):
             kernels.resize_into(source, slot, box=box)
+    with pytest.raises(InputError, match="interpolation is 'cubic'"):
+        kernels.resize_into(source, slot, interpolation="cubic")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="layout is 'NCHW'"):
         kernels.resize_into(source, slot, layout="NCHW")  # type: ignore[arg-type]
     slot.flags.writeable = False
