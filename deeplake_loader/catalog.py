@@ -244,6 +244,18 @@ class Catalog:
             except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
 
+    def chunks(
+        self, sql: str, params: Parameters = (), *, size: int, user_sql: str | None = None
+    ) -> Iterator[list[Any]]:
+        """The rows of one statement, ``size`` at a time; other threads wait until the last one was taken."""
+        with self._guard():
+            try:
+                cursor = self.connection.execute(sql, params)
+                while rows := cursor.fetchmany(size):
+                    yield rows
+            except DRIVER_ERRORS as error:
+                raise translate_error(error, user_sql or sql) from error
+
     def fetchone(self, sql: str, params: Parameters = ()) -> Any:
         """The first row of one statement, or None."""
         with self._guard():

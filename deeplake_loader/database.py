@@ -11,10 +11,10 @@ import datetime as dt
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from deeplake_loader import history, kernels
 from deeplake_loader.batches import Batch, batches, known_length
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     import torch
 
     from deeplake_loader.codecs import MediaInfo
+    from deeplake_loader.columnar import ColumnarRows
     from deeplake_loader.stream import Stream
 
+T = TypeVar("T")
 SearchMetric = Literal["cosine", "l2", "inner"]
 _SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
 _MAX_PLANS = 1_000
@@ -246,21 +248,35 @@ class Database(BranchVerbs, MergingVerbs):
         return plan
 
     def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
+        return self._rowset(plan, self._fetch(plan, params, sql, self._catalog.fetchall))
+
+    def _fetch(self, plan: Plan, params: object, sql: str, fetch: Callable[..., T]) -> T:
+        """What ``fetch`` makes of the statement's rows, by the fastest of the ways to them."""
         with self._typed_errors():
             self._views.refresh(plan.reads)
-            records = None if plan.fast is None else self._fast(plan, plan.fast, params, sql)
+            found = None if plan.fast is None else self._fast(plan, plan.fast, params, sql, fetch)
             if plan.counted is not None and self._views.in_parts(plan.counted.table):
                 values = self._writer.bind(plan, params, binds=plan.counted.binds).values
-                records = self._catalog.fetchall(plan.counted.sql, values, user_sql=sql)
-            if records is None:
-                records = self._catalog.fetchall(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
-        return self._rowset(plan, records)
+                found = fetch(plan.counted.sql, values, user_sql=sql)
+            if found is None:
+                found = fetch(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
+        return found
+
+    def _columnar(self, plan: Plan, params: object, sql: str) -> ColumnarRows:
+        from deeplake_loader.columnar import CHUNK, gather
+
+        names, types = [c.name for c in plan.results], [c.type for c in plan.results]
+
+        def fetch(text: str, values: Sequence[Any], *, user_sql: str) -> ColumnarRows:
+            return gather(names, types, self._catalog.chunks(text, values, size=CHUNK, user_sql=user_sql))
+
+        return self._fetch(plan, params, sql, fetch)
 
     def _rowset(self, plan: Plan, records: list[tuple[Any, ...]]) -> RowSet:
         return RowSet([c.name for c in plan.results], [c.type for c in plan.results], records, source=self)
 
-    def _fast(self, plan: Plan, fast: FastPath, params: object, sql: str) -> list[tuple[Any, ...]] | None:
-        """The statement's rows by the fast path, or None when it must run unchanged."""
+    def _fast(self, plan: Plan, fast: FastPath, params: object, sql: str, fetch: Callable[..., T]) -> T | None:
+        """The statement's rows, fetched by the fast path, or None when it must run unchanged."""
         limit, offset = (self._count(plan, n, params) for n in (fast.limit, fast.offset))
         query = self._writer.bind(plan, params, binds=[fast.query]).values[0]
         if limit is None or limit == 0 or offset is None or query is None:
@@ -274,7 +290,7 @@ class Database(BranchVerbs, MergingVerbs):
         if winners is None:
             return None
         final = self._writer.bind(plan, params, binds=fast.final_binds, winners=json.dumps(winners))
-        return self._catalog.fetchall(fast.final_sql, final.values, user_sql=sql)
+        return fetch(fast.final_sql, final.values, user_sql=sql)
 
     def _count(self, plan: Plan, given: Bind | int, params: object) -> int | None:
         """LIMIT or OFFSET as a number; None for what the database itself shall judge (NULL, negative, no integer)."""
@@ -444,7 +460,7 @@ class Database(BranchVerbs, MergingVerbs):
                     "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
                 )
             plan = self._plan_stream(sql)
-            rows = self._select(plan, params, sql)
+            rows = self._columnar(plan, params, sql)
         options.setdefault("ordered", plan.ordered)
         return build_stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 
@@ -467,12 +483,13 @@ class Database(BranchVerbs, MergingVerbs):
 
     def decode_blob(self, address: int, transform: object | None, options: dict[str, Any]) -> torch.Tensor:
         """A blob decoded on the CPU."""
-        from deeplake_loader.decode import cpu, transforms
+        from deeplake_loader.decode import cpu, transforms, video
 
         info = self.blob_info(address)
         chosen = transforms.choose(info.media, transform, options)
         try:
-            return cpu.to_torch(cpu.decode(self.read_blob(address), info, chosen))
+            file = video.open_clip(self._shards, address, info, chosen)
+            return cpu.to_torch(cpu.decode(file or self.read_blob(address), info, chosen))
         except DecodeError as error:
             raise DecodeError(str(error), key=self.locate(address).key) from error
 

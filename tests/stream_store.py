@@ -18,6 +18,7 @@ from deeplake_loader.vectors import Vectors
 ROWS = 103
 DIMENSION = 4
 TYPES = [ColumnType.parse(t) for t in ("IMAGE", "TENSOR(float16, 3)", "VECTOR(4)", "BIGINT", "TEXT", "BOOLEAN", "REAL")]
+FEW = ["id", "embedding"]
 NAMES = ["photo", "latent", "embedding", "id", "prompt", "flag", "score"]
 
 
@@ -62,7 +63,7 @@ class Store:
             places = self.vectors.append("t", "embedding", TYPES[2], data.data, len(data))
         for i, (photo_at, latent_at), place in zip(numbers, staged.addresses, places, strict=True):
             text, score = f"prompt {i}", i / 2
-            self.records.append((photo_at, latent_at, place, i, text, i % 2 == 0, score, i))
+            self.records.append((photo_at, latent_at, place, i, text, int(i % 2 == 0), score, i))
 
     def rowset(self, names: list[str] | None = None, records: list[tuple[Any, ...]] | None = None) -> RowSet:
         chosen = [NAMES.index(n) for n in names or NAMES]
@@ -72,3 +73,18 @@ class Store:
     def stream(self, names: list[str] | None = None, **options: Any) -> Stream:
         options = {"batch_size": 8, "shuffle": True, "query": "SELECT", "num_threads": 2, **options}
         return build_stream(self.root, self.rowset(names), **options)
+
+
+def ids(batch: dict[str, Any]) -> list[int]:
+    found: list[int] = batch["id"].tolist()
+    return found
+
+
+def flat(batches: Any) -> list[int]:
+    return [i for batch in batches for i in ids(batch)]
+
+
+def epoch_of(store: Store, epoch: int, **options: Any) -> list[int]:
+    stream = store.stream(FEW, **options)
+    stream.set_epoch(epoch)
+    return flat(stream)

@@ -21,6 +21,7 @@ RANKS = {
     "kernels": 1,
     "tar": 1,
     "rows": 2,
+    "columnar": 3,
     "scalar_columns": 2,
     "inserts": 2,
     "behind": 1,
@@ -51,6 +52,8 @@ RANKS = {
     "schema": 7,
     "references": 7,
     "database": 9,
+    "lightning": 10,
+    "nodes": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 TENSOR_WING = {"stream", "decode", "order", "reader"}

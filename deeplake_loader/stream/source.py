@@ -1,21 +1,29 @@
-"""What one query brings to a stream: its columns, where their bytes lie, and what names its rows."""
+"""What one query brings to a stream: its columns, where their bytes lie, and what names its rows.
+
+In memory: 8 bytes per row for a number or an address, the bytes and 8 more for a text, 36 per row of a media column for
+where it lies, 8 per key. A source over 16 MB moves to a memory-mapped file without a name (`shared.Mapping`), and a
+worker process is handed the mapping, never the rows.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import context
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from deeplake_loader.columnar import Column as Stored
+from deeplake_loader.columnar import ColumnarRows, Numbers
 from deeplake_loader.extents import Extents
 from deeplake_loader.order import canonical, cut_blocks
 from deeplake_loader.reader import Reader
-from deeplake_loader.rows import RowSet
 from deeplake_loader.stream.columns import Column, Media, Vectors, make_columns
+from deeplake_loader.stream.shared import Mapped
 
 Indices = npt.NDArray[np.int64]
 
@@ -25,8 +33,8 @@ class Source:
     """The rows of one query, in the order that row numbers count.
 
     Fields: ``query``, a hash of its text; ``digest`` of its rows; ``starts``, the first row of every block of the
-    order; ``keys``, the primary key columns, empty if the query has none; ``extents``, where blobs lie, by column: a
-    copy in another process looks them up again.
+    order; ``keys``, the primary key columns, empty if the query has none; ``extents``, where blobs lie, by column;
+    ``mapped``, the file that the arrays lie in, once there is one.
     """
 
     root: str
@@ -36,83 +44,121 @@ class Source:
     digest: str
     query: str = ""
     commit: int | str | None = None
-    keys: tuple[list[Any], ...] = ()
+    keys: tuple[Stored, ...] = ()
     extents: dict[str, Extents] = field(default_factory=dict)
+    mapped: list[Mapped] = field(default_factory=list)
 
     def places(self, reader: Reader) -> Mapping[str, Extents]:
-        """Where blobs lie, looked up again in a process that does not know and while some rest in the catalog."""
+        """Where blobs lie, looked up again while some rest in the catalog."""
         for column in self.columns:
             if isinstance(column, Media):
-                known = self.extents.get(column.name)
-                if known is None or bool(((known.offset < 0) & (known.file >= 0)).any()):
+                known = self.extents[column.name]
+                if bool(((known.offset < 0) & (known.file >= 0)).any()):
                     self.extents[column.name] = reader.resolve(column.addresses)
         return self.extents
 
+    def keys_at(self, rows: Indices) -> Indices | list[Any]:
+        """The primary keys of these rows: int64 where they are integers, else a list, of tuples if the key has several
+        columns (or the query several tables)."""
+        if len(self.keys) != 1:
+            return list(zip(*(key.at(rows) for key in self.keys), strict=True))
+        (key,) = self.keys
+        found: Indices | list[Any] = key.values[rows] if _is_whole(key) else key.at(rows)
+        return found
+
+    def _parts(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__ if name != "mapped")
+
     def __reduce__(self) -> tuple[Any, ...]:
-        bare = replace(self, extents={})
-        return Source, tuple(getattr(bare, name) for name in self.__dataclass_fields__)
+        if context.get_spawning_popen() is None:
+            return Source, self._parts()
+        if not self.mapped:  # which must live until the worker has its descriptor
+            self.mapped.append(Mapped.write(self._parts()))
+        return _received, (self.mapped[0],)
+
+
+def _received(mapped: Mapped) -> Source:
+    source = Source(*mapped.read())
+    source.mapped.append(mapped)
+    return source
 
 
 def make_source(
     root: str,
-    rowset: RowSet,
+    rows: ColumnarRows,
     *,
     transforms: Mapping[str, object],
     keep_order: bool,
     query: str = "",
     commit: int | str | None = None,
 ) -> Source:
-    """The source of a row set.
+    """The source of a query's rows.
 
     Args:
         keep_order: rows stay as they come; else they are put in the order they are stored in.
         query: its text.
     """
     root = os.path.abspath(root)
-    rowset, columns, extents = _located(root, rowset, transforms, keep_order)
-    return Source(
+    rows, columns, extents = _located(root, rows, transforms, keep_order)
+    source = Source(
         root=root,
         columns=columns,
-        count=len(rowset),
-        starts=_blocks(columns, extents, len(rowset)),
-        digest=rowset.digest(),
+        count=len(rows),
+        starts=_blocks(columns, extents, len(rows)),
+        digest=rows.digest(),
         query=hashlib.sha256(query.encode()).hexdigest()[:16],
         commit=commit,
-        keys=tuple(rowset.key_columns()),
+        keys=rows.keys,
         extents=extents,
     )
+    mapped = Mapped.write_large(source._parts())
+    return source if mapped is None else _received(mapped)
 
 
 def _located(
-    root: str, rowset: RowSet, transforms: Mapping[str, object], keep_order: bool
-) -> tuple[RowSet, tuple[Column, ...], dict[str, Extents]]:
+    root: str, rows: ColumnarRows, transforms: Mapping[str, object], keep_order: bool
+) -> tuple[ColumnarRows, tuple[Column, ...], dict[str, Extents]]:
     """Rows in the order that positions count, their columns, and where the blobs lie."""
-    columns = make_columns(rowset, transforms)
+    columns = make_columns(rows, transforms)
     media = [c for c in columns if isinstance(c, Media)]
-    reader = Reader(root)
-    try:
-        extents = {c.name: reader.resolve(c.addresses) for c in media}
-    finally:
-        reader.close()
+    extents: dict[str, Extents] = {}
+    if media:
+        reader = Reader(root)
+        try:
+            extents = {c.name: reader.resolve(c.addresses) for c in media}
+        finally:
+            reader.close()
     if keep_order:
-        return rowset, columns, extents
+        return rows, columns, extents
     media.sort(key=lambda c: -int(extents[c.name].length.sum()))
     vectors = [c for c in columns if isinstance(c, Vectors)]
     addresses = [c.addresses for c in media] + [c.addresses for c in vectors]
-    order = canonical(addresses, rowset.key_columns())
+    keys: list[Any] = [key.values if _is_whole(key) else key.tolist() for key in rows.keys]
+    order = canonical(addresses, keys)
     if order is None:
-        return rowset, columns, extents
-    rowset = rowset.take(order)
-    moved = {name: _taken(found, order) for name, found in extents.items()}
-    return rowset, make_columns(rowset, transforms), moved
+        return rows, columns, extents
+    rows = rows.take(order)
+    columns = make_columns(rows, transforms)
+    held = {c.name: c.addresses for c in columns if isinstance(c, Media)}
+    moved = {name: _taken(found, order, held[name]) for name, found in extents.items()}
+    return rows, columns, moved
 
 
-def _taken(extents: Extents, order: npt.NDArray[np.int64]) -> Extents:
-    arrays = (extents.file, extents.offset, extents.length, extents.check, extents.address)
-    return Extents(extents.paths, *(a[order] for a in arrays))
+def _is_whole(key: Stored) -> TypeGuard[Numbers]:
+    return isinstance(key, Numbers) and key.nulls is None and key.values.dtype == np.int64
 
 
-def _blocks(columns: tuple[Column, ...], extents: Mapping[str, Extents], count: int) -> npt.NDArray[np.int64]:
+def _taken(extents: Extents, order: Indices, addresses: Indices) -> Extents:
+    file, offset, length, check = (
+        extents.file[order],
+        extents.offset[order],
+        extents.length[order],
+        extents.check[order],
+    )
+    return Extents(extents.paths, file, offset, length, check, addresses)
+
+
+def _blocks(columns: Sequence[Column], extents: Mapping[str, Extents], count: int) -> Indices:
     """Blocks of the column that has the most bytes."""
     media = max(extents.values(), key=lambda e: int(e.length.sum()), default=None)
     if media is not None:
