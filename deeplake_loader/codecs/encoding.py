@@ -1,18 +1,21 @@
 """VIDEO values given as frames: encoded by PyAV into a file whose frames are evenly timed and whose colours are tagged.
 
 H.264 and HEVC store 4:2:0 colour where both sides are even, else 4:4:4, so that the size read back is the size given.
+FFV1 stores RGB as it is.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deeplake_loader.codecs.containers import reason
 from deeplake_loader.codecs.info import MAX_PIXELS
 from deeplake_loader.codecs.sources import describe, to_array
-from deeplake_loader.errors import DimensionError, InputError, MediaError, TypeMismatchError
+from deeplake_loader.errors import DeeplakeError, DimensionError, InputError, MediaError, TypeMismatchError
 from deeplake_loader.types import ColumnType
 
 if TYPE_CHECKING:
@@ -22,38 +25,84 @@ if TYPE_CHECKING:
 
 
 class Encoder(NamedTuple):
-    """FFmpeg's encoder, the container it goes into, the default constant rate factor, fixed options."""
+    """FFmpeg's encoder, the container it goes into, the default constant rate factor and its largest value (None: it
+    loses nothing), the option that ``preset`` sets, fixed options, and the pixel formats for even and odd sizes."""
 
     name: str
     container: str
-    crf: int
+    crf: int | None
+    max_crf: int
+    preset: str | None
     options: dict[str, str]
+    even: str = "yuv420p"
+    odd: str = "yuv420p"
 
 
 ENCODERS = {
-    "h264": Encoder("libx264", "mp4", 18, {"preset": "fast"}),
-    "hevc": Encoder("libx265", "mp4", 20, {"preset": "fast", "x265-params": "log-level=none"}),
-    "vp9": Encoder("libvpx-vp9", "webm", 30, {"b": "0", "deadline": "good", "cpu-used": "5"}),
+    "h264": Encoder("libx264", "mp4", 18, 51, "preset", {"preset": "fast"}, odd="yuv444p"),
+    "hevc": Encoder(
+        "libx265", "mp4", 20, 51, "preset", {"preset": "fast", "x265-params": "log-level=none"}, odd="yuv444p"
+    ),
+    "vp9": Encoder("libvpx-vp9", "webm", 30, 63, "cpu-used", {"b": "0", "deadline": "good", "cpu-used": "5"}),
+    "av1": Encoder("libsvtav1", "mp4", 30, 63, "preset", {"preset": "8"}),
+    "ffv1": Encoder("ffv1", "matroska", None, 0, None, {"level": "3", "slicecrc": "1"}, even="bgr0", odd="bgr0"),
 }
+_ALIASES = {"h265": "hevc", "x264": "h264", "x265": "hevc"}
+_EXTENSIONS = {"matroska": "mkv"}
+_RGB = ("bgr0", "gbrp", "rgb24", "bgra", "gbrp10le", "gbrp12le")
+OPTIONS = ("codec", "crf", "preset", "gop", "pixel_format", "fps")
 DEFAULT_FPS = 24
 DEFAULT_GOP = 24  # a window of a clip then costs at most 23 frames decoded in vain
+_MAX_FPS = 1000
+
+Timed = tuple[int, "Array"]
+"""A frame (H, W, 3) uint8 and when it is shown, in ticks."""
 
 
 def encode_frames(type: ColumnType, value: object, where: str) -> tuple[bytes, str]:
-    """(file bytes, extension) of (T, H, W, 3) uint8 frames, by the column's options codec, crf, fps, gop."""
+    """(file bytes, extension) of (T, H, W, 3) uint8 frames, by the column's options: see ``encode_timed``."""
     frames = _frames(type, value, where)
-    codec = str(type.option("codec") or "h264").lower()
-    encoder = ENCODERS.get({"h265": "hevc", "x264": "h264"}.get(codec, codec))
-    if encoder is None:
-        raise InputError(f"{where}: {type} asks for codec {codec!r}; frames can be encoded as {', '.join(ENCODERS)}")
+    encoder_of(type, where)  # before the work of encoding begins
+    return encode_timed(type, enumerate(frames), 1 / _rate(type, where), where)
+
+
+def encode_timed(type: ColumnType, frames: Iterable[Timed], base: Fraction, where: str) -> tuple[bytes, str]:
+    """(file bytes, extension) of frames of one size, taken one at a time, shown at multiples of ``base`` seconds.
+
+    Options of the column: ``codec`` (ENCODERS; default h264), ``crf``, ``preset`` (the encoder's own word or number),
+    ``gop`` (frames from key frame to key frame; 1: every frame is one), ``pixel_format``, ``fps``. FFV1 keeps every
+    pixel as it is. Raises InputError for an option that cannot be had, MediaError where encoding fails.
+    """
+    import av
+
+    codec, encoder = encoder_of(type, where)
+    if codec == "av1":  # the encoder tells its settings on stderr unless it is asked not to
+        os.environ.setdefault("SVT_LOG", "1")
+    file = io.BytesIO()
     try:
-        return _encode(encoder, type, frames, where), encoder.container
+        # bitexact: no random ids in the file; x264 may still write other bytes for equal frames
+        with av.open(file, "w", format=encoder.container, options={"fflags": "+bitexact"}) as container:
+            _write(container, encoder, type, frames, base, where)
     except (OSError, ValueError, RuntimeError) as error:  # PyAV's errors derive from these
-        if isinstance(error, InputError):
+        if isinstance(error, DeeplakeError):
             raise
-        raise MediaError(
-            f"{where}: frames of shape {frames.shape} cannot be encoded as {codec}: {reason(error)}"
-        ) from error
+        raise MediaError(f"{where}: the frames cannot be encoded as {codec}: {reason(error)}") from error
+    return file.getvalue(), _EXTENSIONS.get(encoder.container, encoder.container)
+
+
+def encoder_of(type: ColumnType, where: str) -> tuple[str, Encoder]:
+    """(codec, encoder) that the column asks for. Raises InputError, naming those that can be had."""
+    import av
+
+    asked = str(type.option("codec") or "h264").lower()
+    codec = _ALIASES.get(asked, asked)
+    had = [name for name, encoder in ENCODERS.items() if encoder.name in av.codecs_available]
+    if codec not in had:
+        raise InputError(f"{where}: {type} asks for codec {asked!r}; frames can be encoded as {', '.join(had)}")
+    unknown = sorted({name for name, _ in type.options} - set(OPTIONS))
+    if unknown:
+        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+    return codec, ENCODERS[codec]
 
 
 def _frames(type: ColumnType, value: object, where: str) -> Array:
@@ -108,24 +157,55 @@ def _stack(type: ColumnType, frames: Sequence[object], where: str) -> Array:
     return np.stack(arrays)
 
 
-def _encode(encoder: Encoder, type: ColumnType, frames: Array, where: str) -> bytes:
-    from fractions import Fraction
+def _write(
+    container: Any, encoder: Encoder, type: ColumnType, frames: Iterable[Timed], base: Fraction, where: str
+) -> None:
+    stream: Any = None
+    for ticks, pixels in frames:
+        if stream is None:
+            stream = _stream(container, encoder, type, pixels, base, where)
+        if pixels.shape != (stream.height, stream.width, 3):
+            raise DimensionError(f"{where}: a frame of {pixels.shape} follows frames of {stream.width}x{stream.height}")
+        for packet in stream.encode(_frame(stream.pix_fmt, pixels, ticks, base)):
+            container.mux(packet)
+    if stream is None:
+        raise DimensionError(f"{where}: there are no frames to encode")
+    for packet in stream.encode(None):
+        container.mux(packet)
 
+
+def _stream(container: Any, encoder: Encoder, type: ColumnType, pixels: Array, base: Fraction, where: str) -> Any:
+    options = dict(encoder.options)
+    if encoder.crf is not None:
+        options["crf"] = str(_number(type, "crf", encoder.crf, 0, encoder.max_crf, where))
+    preset = type.option("preset")
+    if preset is not None:
+        if encoder.preset is None:
+            raise InputError(f"{where}: {type} asks for a preset; {encoder.name} has none")
+        options[encoder.preset] = str(preset)
+    stream = container.add_stream(encoder.name, rate=_rate(type, where), options=options)
+    stream.height, stream.width = pixels.shape[:2]
+    stream.pix_fmt = _pixel_format(encoder, type, bool(stream.width % 2 or stream.height % 2), where)
+    context = stream.codec_context
+    context.time_base = base
+    context.gop_size = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
+    if stream.pix_fmt not in _RGB:
+        _tag_colours(context)
+    return stream
+
+
+def _pixel_format(encoder: Encoder, type: ColumnType, is_odd: bool, where: str) -> str:
     import av
 
-    file, fps = io.BytesIO(), _number(type, "fps", DEFAULT_FPS, 1, 1000, where)
-    options = {"crf": str(_number(type, "crf", encoder.crf, 0, 63, where)), **encoder.options}
-    # bitexact: no random ids in the file; x264 may still write other bytes for equal frames
-    with av.open(file, "w", format=encoder.container, options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(encoder.name, rate=Fraction(fps), options=options)
-        stream.width, stream.height = frames.shape[2], frames.shape[1]
-        odd = stream.width % 2 or stream.height % 2
-        stream.pix_fmt = "yuv444p" if odd and encoder.container == "mp4" else "yuv420p"
-        stream.codec_context.gop_size = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
-        _tag_colours(stream.codec_context)
-        for packet in _packets(stream, frames):
-            container.mux(packet)
-    return file.getvalue()
+    asked = type.option("pixel_format")
+    if asked is None:
+        return encoder.odd if is_odd else encoder.even
+    known = [format.name for format in av.codec.Codec(encoder.name, "w").video_formats or ()]
+    if asked not in known:
+        raise InputError(
+            f"{where}: {type} asks for pixel_format {asked!r}; {encoder.name} writes {', '.join(sorted(known))}"
+        )
+    return str(asked)
 
 
 def _tag_colours(context: Any) -> None:
@@ -136,17 +216,32 @@ def _tag_colours(context: Any) -> None:
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 
 
-def _packets(stream: Any, frames: Array) -> Any:
+def _frame(format: str, pixels: Array, ticks: int, base: Fraction) -> Any:
     import av
     import numpy as np
     from av.video.reformatter import ColorRange, Colorspace
 
-    for number, pixels in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-        frame.pts = number
-        yield from stream.encode(frame)
-    yield from stream.encode(None)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    if format in _RGB:
+        frame = frame.reformat(format=format, threads=1)
+    else:
+        frame = frame.reformat(
+            format=format, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+        )
+    frame.pts, frame.time_base = ticks, base
+    return frame
+
+
+def _rate(type: ColumnType, where: str) -> Fraction:
+    """Frames per second: ``fps=24``, ``fps='30000/1001'`` or ``fps=29.97``."""
+    value = type.option("fps")
+    try:
+        rate = Fraction(DEFAULT_FPS if value is None else value).limit_denominator(100_000)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: {type} asks for fps {value!r}, which is no number") from error
+    if not 0 < rate <= _MAX_FPS:
+        raise InputError(f"{where}: {type} asks for fps {value!r}; it must be above 0 and at most {_MAX_FPS}")
+    return rate
 
 
 def _number(type: ColumnType, name: str, default: int, low: int, high: int, where: str) -> int:

@@ -36,13 +36,23 @@ _PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE: every packet is a frame, none
 
 @dataclass(frozen=True, slots=True)
 class Packets:
-    """The frames of a stream before decoding: how many, which are key frames, the length in seconds (None where
-    unknown), and where each lies (None where presentation times are missing or repeated)."""
+    """The frames of a stream before decoding: how many, which are key frames, the length in seconds and the declared
+    frames per second (None where unknown), and where each lies (None where presentation times are missing or
+    repeated)."""
 
     count: int
     keyframes: tuple[int, ...]
     duration: float | None
+    rate: Fraction | None
     table: GopTable | None
+
+    @property
+    def fps(self) -> float | None:
+        """Frames by duration; the declared rate where it gives the same number of frames, as times may be rounded."""
+        if not self.duration:
+            return None
+        exact = self.rate is not None and abs(self.rate * self.duration - self.count) < 1
+        return round(float(self.rate or 0) if exact else self.count / self.duration, 6)
 
 
 def video_stream(container: Any, index: int = 0) -> Any:
@@ -91,17 +101,18 @@ def scan_packets(data: Source, stream: int = 0) -> Packets:
         if container.format.name.startswith("mov") and chosen.frames > len(found):
             raise BadMedia(f"the file is cut short: {len(found)} of {chosen.frames} frames are in it")
         base, declared, context = chosen.time_base, chosen.duration, chosen.codec_context
+        rate = chosen.average_rate
         seekable, skippable = _is_seekable(context), _is_skippable(context)
     shown = [p for p in found if p.is_shown]
     if not shown:
         raise BadMedia("the video stream holds no frames")
     if any(p.pts is None for p in shown) or len({p.pts for p in shown}) < len(shown):
         keys = tuple(i for i, p in enumerate(shown) if p.is_keyframe)
-        return Packets(len(shown), keys, float(declared * base) if declared and base else None, None)
+        return Packets(len(shown), keys, float(declared * base) if declared and base else None, rate, None)
     shown.sort(key=lambda p: p.pts or 0)
     keys = tuple(i for i, p in enumerate(shown) if p.is_keyframe)
     table = _table(found, shown, keys, base, skippable) if seekable and base else None
-    return Packets(len(shown), keys, _duration(shown, base), table)
+    return Packets(len(shown), keys, _duration(shown, base), rate, table)
 
 
 def _packets(container: Any, stream: Any) -> Iterator[_Packet]:
@@ -165,8 +176,8 @@ def inspect_video(data: bytes, *, decode_all: bool) -> MediaInfo:
         codec = stream.codec_context.codec.canonical_name
     return MediaInfo(
         "video", codec=codec, pixel_format=first.format.name, width=first.width, height=first.height,
-        num_frames=packets.count, fps=round(packets.count / packets.duration, 6) if packets.duration else None,
-        duration=round(packets.duration, 6) if packets.duration else None, rotation=_rotation(first) or None,
+        num_frames=packets.count, fps=packets.fps, rotation=_rotation(first) or None,
+        duration=round(packets.duration, 6) if packets.duration else None,
         keyframes=packets.keyframes, gops=_packed(data, packets.table),
     )  # fmt: skip
 
