@@ -177,6 +177,11 @@ class ColumnarRows:
         real = kind is not None and kind.name == "REAL" and found.values.dtype == np.float64
         return found.values.astype(np.float32) if real else found.values
 
+    def addresses(self) -> list[npt.NDArray[Any]]:
+        """The columns of blobs and vectors, as int64 addresses, 0 for NULL."""
+        pairs = zip(self.columns, self.types, strict=True)
+        return [_addresses(column) for column, kind in pairs if kind is not None and not kind.is_scalar]
+
     def take(self, order: Indices) -> ColumnarRows:
         """The same columns with the rows in the given order."""
         columns, keys = ([c.take(order) for c in group] for group in (self.columns, self.keys))

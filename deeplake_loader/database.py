@@ -24,6 +24,7 @@ from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
+from deeplake_loader.quarantine import QuarantineVerbs
 from deeplake_loader.references import References
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.schema import Schema
@@ -123,7 +124,7 @@ class _Plans(dict[tuple[str, int], Plan], Participant):
         self.clear()
 
 
-class Database(BranchVerbs, MergingVerbs):
+class Database(BranchVerbs, MergingVerbs, QuarantineVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
@@ -446,7 +447,7 @@ class Database(BranchVerbs, MergingVerbs):
         Args:
             batch_size: samples per batch.
             options: ``shuffle``, ``seed``, ``transforms`` ({column: deeplake.Image(...)}), ``device``, ``tail``,
-                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``: see `stream.build_stream`.
+                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``, ``timeout_s``, ``progress``: see `stream.build_stream`.
 
         >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
         ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
@@ -461,6 +462,9 @@ class Database(BranchVerbs, MergingVerbs):
                 )
             plan = self._plan_stream(sql)
             rows = self._columnar(plan, params, sql)
+            kept = self._kept(rows.addresses())
+        if kept is not None:
+            rows = rows.take(kept)
         options.setdefault("ordered", plan.ordered)
         return build_stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 

@@ -49,6 +49,7 @@ RANKS = {
     "stream": 6,
     "merging": 7,
     "checkout": 8,
+    "quarantine": 4,
     "schema": 7,
     "references": 7,
     "database": 9,

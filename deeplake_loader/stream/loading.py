@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from deeplake_loader.stream.media import Media
 from deeplake_loader.stream.parts import Joined, Part
 from deeplake_loader.stream.schedule import Step
 from deeplake_loader.stream.source import Source
+
+if TYPE_CHECKING:
+    from deeplake_loader.decode.dali import DaliDecoder
 
 Indices = npt.NDArray[np.int64]
 
@@ -41,7 +44,9 @@ class Feed:
     reader: Reader
     extents: Mapping[str, Extents]
 
-    def parts(self, rows: Indices, draw: Callable[[int, str], transforms.Draw], *, pin: bool) -> dict[str, Part]:
+    def parts(
+        self, rows: Indices, draw: Callable[[int, str], transforms.Draw], *, pin: bool, decoder: DaliDecoder | None
+    ) -> dict[str, Part]:
         """Every column's bytes, read in one go, and the decoding that is left to do."""
         media = [column for column in self.source.columns if isinstance(column, Media)]
         read = self.reader.read([(self.extents[column.name], rows) for column in media]) if media else []
@@ -54,7 +59,7 @@ class Feed:
                 parts[column.name] = column.part(rows, self.reader)
             else:
                 own = _draw_of(column.name, draw)
-                parts[column.name] = column.part(rows, items[column.name], self.reader, own, pin)
+                parts[column.name] = column.part(rows, items[column.name], self.reader, own, pin, decoder)
         return parts
 
     def identity(self, row: int) -> int | str:
@@ -109,13 +114,15 @@ class Made:
 class Loader:
     """Reads steps of one stream in one process.
 
-    Fields: ``feeds``, one for each source; ``seed`` of the augmentation; ``mover``, None to leave batches on the host.
+    Fields: ``feeds``, one for each source; ``seed`` of the augmentation; ``mover``, None to leave batches on the host;
+    ``decoder`` of whole batches, None where the CPU engine decodes all.
     """
 
     feeds: Sequence[Feed]
     seed: int
     on_error: OnError
     mover: Mover | None
+    decoder: DaliDecoder | None = None
 
     def read(self, step: Step) -> BatchWork:
         """Every column's bytes, and the decoding that is left to do."""
@@ -138,7 +145,7 @@ class Loader:
             epoch = step.epoch if epochs is None else int(epochs[place])
             return transforms.Draw(self.seed, epoch, feed.identity(int(rows[place])), column)
 
-        return feed.parts(rows, draw, pin=self.mover is not None)
+        return feed.parts(rows, draw, pin=self.mover is not None, decoder=self.decoder)
 
     def stand_in(self, step: Step) -> tuple[Step, dict[str, Part]]:
         """A good row in place of a batch that has none: the first behind its own, so the same one in every run.
@@ -178,12 +185,17 @@ class Loader:
         return self.feeds[source].bad(name, int(step.rows[place]), error)
 
     def keys(self, step: Step) -> torch.Tensor | list[Any]:
-        """The primary keys of the step's rows: int64 where they are integers, tuples where they are of several."""
-        sources = np.zeros(len(step.rows), np.int64) if step.sources is None else step.sources
-        keys = [self.feeds[s].source.keys for s in sources.tolist()]
-        pairs = zip(keys, step.rows.tolist(), strict=True)
-        found = [columns[0][row] if len(columns) == 1 else tuple(c[row] for c in columns) for columns, row in pairs]
-        return torch.tensor(found) if found and all(type(key) is int for key in found) else found
+        """The primary keys of the step's rows: int64 where they are integers, tuples where they are of several
+        columns, None in sources without."""
+        if step.sources is None or len(self.feeds) == 1:
+            found = self.feeds[0].source.keys_at(step.rows)
+            return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+        keys: list[Any] = [None] * len(step.rows)
+        for s in np.unique(step.sources).tolist():
+            own, source = np.flatnonzero(step.sources == s), self.feeds[s].source
+            for place, key in zip(own.tolist(), source.keys_at(step.rows[own]) if source.keys else (), strict=False):
+                keys[place] = key
+        return torch.tensor(keys) if all(isinstance(key, np.integer) for key in keys) else keys
 
 
 class BatchWork:
