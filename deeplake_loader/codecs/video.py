@@ -333,10 +333,21 @@ def _read_segment(
     return False
 
 
-def _pixels(frame: Any) -> Array:
+def _pixels(frame: Any, *, width: int | None = None, height: int | None = None) -> Array:
     import numpy as np
 
     check_size(frame.width, frame.height)
     # threads=1: swscale would otherwise start one thread per core for every clip
-    pixels: Array = frame.to_ndarray(format="rgb24", threads=1)
+    pixels: Array = frame.to_ndarray(format="rgb24", threads=1, width=width, height=height)
     return np.rot90(pixels, _rotation(frame) // 90)
+
+
+def iterate_frames(data: Source, *, size: tuple[int, int] | None = None) -> Iterator[Array]:
+    """Every frame in showing order: (height, width, 3) uint8 RGB, upright. Raises BadMedia where one is damaged.
+
+    ``size``: (height, width) to which swscale shrinks it, bilinearly, before it is turned upright.
+    """
+    height, width = size or (None, None)
+    with open_container(data) as container:
+        for frame in _sound_frames(container, video_stream(container)):
+            yield _pixels(frame, width=width, height=height)
