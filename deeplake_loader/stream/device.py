@@ -46,7 +46,7 @@ class Mover:
     """
 
     def __init__(self, device: torch.device, on_device: Mapping[str, OnDevice] | None = None) -> None:
-        self._device, self._on_device = device, dict(on_device or {})
+        self.device, self._on_device = device, dict(on_device or {})
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._held: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
@@ -65,12 +65,13 @@ class Mover:
 
     def begin(self) -> None:
         """Makes the device the calling thread's: pinning memory would else begin a context on device 0."""
-        torch.cuda.set_device(self._device)
+        torch.cuda.set_device(self.device)
 
     def send(self, batch: Batch) -> Sent:
-        """Begins the copies, on whichever thread has made the batch."""
+        """Begins the copies, on whichever thread has made the batch. What is on the device already must be
+        complete, and stays."""
         pinned = {k: v if k in _HOST_KEYS else _mapped(v, _pinned) for k, v in batch.items()}
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             moved = {k: v if k in _HOST_KEYS else _mapped(v, self._copied) for k, v in pinned.items()}
             for name, change in self._on_device.items():
                 moved[name] = _mapped(moved[name], change)
@@ -80,7 +81,7 @@ class Mover:
 
     def receive(self, sent: Sent) -> Batch:
         """The batch, for the caller's current stream, which waits for the copies; the host does not."""
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         current.wait_event(sent.done)
         for value in sent.batch.values():
             _mapped(value, lambda tensor: _record(tensor, current))
@@ -90,11 +91,11 @@ class Mover:
         return dict(sent.batch)
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
+    return tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory()
 
 
 def _record(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,15 @@ import torch
 
 from deeplake_loader.codecs import MediaInfo
 from deeplake_loader.decode import cpu, transforms
+from deeplake_loader.decode.engine import decode_batch, takes
 from deeplake_loader.errors import DecodeError, DeeplakeError
 from deeplake_loader.reader import Items, Reader
 from deeplake_loader.stream.parts import Part, Ready, kept, replaced
 from deeplake_loader.stream.payloads import Payloads
+from deeplake_loader.stream.pipeline import WholeBatch
+
+if TYPE_CHECKING:
+    from deeplake_loader.decode.dali import DaliDecoder
 
 Indices = npt.NDArray[np.int64]
 Draw = Callable[[int], transforms.Draw]
@@ -27,22 +32,54 @@ _IMAGES_PER_TASK = 8  # about 10 ms of work; shorter tasks lose to the queue, lo
 
 
 @dataclass(frozen=True, slots=True)
+class Variants:
+    """Transforms by bucket: ``buckets`` holds the number of each row's, an index into ``transforms``."""
+
+    buckets: Indices
+    transforms: tuple[transforms.Transform, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Media:
-    """A blob column by address, and what its items become; ``transform`` None gives a list of bytes (BLOB)."""
+    """A blob column by address, and what its items become; ``transform`` None gives a list of bytes (BLOB).
+
+    ``variants`` take the transform's place in streams whose batches are each of one bucket.
+    """
 
     name: str
     addresses: Indices
     nullable: bool
     transform: transforms.Transform | transforms.Raw | None
+    variants: Variants | None = None
 
-    def part(self, rows: Indices, items: Items, reader: Reader, draw: Draw, pin: bool) -> Part:
-        """The column's rows of one step, whose bytes were read."""
+    def at(self, rows: Indices) -> Media:
+        """The column as the bucket of these rows has it."""
+        if self.variants is None or not len(rows):
+            return self
+        chosen = self.variants.transforms[int(self.variants.buckets[rows[0]])]
+        return replace(self, transform=chosen, variants=None)
+
+    def part(
+        self, rows: Indices, items: Items, reader: Reader, draw: Draw, pin: bool, decoder: DaliDecoder | None = None
+    ) -> Part:
+        """The column's rows of one step, whose bytes were read; ``decoder`` decodes what it can as a batch."""
         if self.transform is None or isinstance(self.transform, transforms.Raw):
             payloads = Payloads(items.data, items.starts, items.sizes)
             content = payloads.tolist() if self.transform is None else payloads
             return Ready(content, items.errors, items.nbytes, items.retries)
         infos = self._infos(self.transform, rows, reader)
-        return _Decoding(self.transform, self.nullable, items, infos, [draw(i) for i in range(len(rows))], pin)
+        draws = [draw(i) for i in range(len(rows))]
+        if (
+            decoder is not None
+            and not self.nullable
+            and isinstance(self.transform, transforms.Image | transforms.Video)
+        ):
+            by_dali = takes(decoder, self.transform, infos, [items[i] for i in range(len(rows))])
+            output = _output(self.transform, infos)
+            if by_dali and output is not None:
+                room = decoder.empty((len(rows), *output[1]))
+                return _BatchDecoding(decoder, room, by_dali, self.transform, items, infos, draws)
+        return _Decoding(self.transform, self.nullable, items, infos, draws, pin)
 
     def _infos(self, transform: transforms.Transform, rows: Indices, reader: Reader) -> list[MediaInfo]:
         """The facts that decoding needs; an image of a fixed size needs none, which spares the catalog a query."""
@@ -69,20 +106,22 @@ class _Decoding:
         self.nbytes, self.retries = items.nbytes, items.retries
         self._tensors: list[torch.Tensor | None] = [None] * len(infos)
         self._batch = self._allocate()
-        size = _IMAGES_PER_TASK if isinstance(transform, transforms.Image) else 1
-        self.tasks = [partial(self._decode, items, i, min(i + size, len(infos))) for i in range(0, len(infos), size)]
+        self.tasks: Sequence[Callable[[], None]] = self._pieces(items, range(len(infos)))
+
+    def _pieces(self, items: Items, places: Sequence[int]) -> list[Callable[[], None]]:
+        size = _IMAGES_PER_TASK if isinstance(self._transform, transforms.Image) else 1
+        return [partial(self._decode, items, places[i : i + size]) for i in range(0, len(places), size)]
 
     def _allocate(self) -> torch.Tensor | None:
         """The batch tensor, where all items come out in one shape that is known before they are decoded."""
-        outputs = {cpu.output(info, self._transform) for info in self._infos}
-        known = outputs.pop()
-        if self._nullable or outputs or known is None:
+        known = None if self._nullable else _output(self._transform, self._infos)
+        if known is None:
             return None
         dtype, shape = known
         return torch.empty((len(self._infos), *shape), dtype=getattr(torch, dtype), pin_memory=self._pin)
 
-    def _decode(self, items: Items, start: int, stop: int) -> None:
-        for i in range(start, stop):
+    def _decode(self, items: Items, places: Sequence[int]) -> None:
+        for i in places:
             data = items[i]
             if data is not None:
                 try:
@@ -114,3 +153,56 @@ class _Decoding:
 
     def release(self) -> None:
         self.tasks = []  # which hold the bytes
+
+
+class _BatchDecoding(_Decoding):
+    """The same, some or all of the items decoded by DALI as a batch, where its results are; the others on the CPU."""
+
+    def __init__(
+        self,
+        decoder: DaliDecoder,
+        room: torch.Tensor,
+        by_dali: Sequence[int],
+        transform: transforms.Image | transforms.Video,
+        items: Items,
+        infos: Sequence[MediaInfo],
+        draws: Sequence[transforms.Draw],
+    ) -> None:
+        self._decoder, self._room = decoder, room
+        self._by_cpu: dict[int, torch.Tensor] = {}
+        super().__init__(transform, False, items, infos, draws, pin=False)
+        others = sorted(set(range(len(infos))) - set(by_dali))
+        self.tasks = [WholeBatch(partial(self._decode_batch, transform, items, by_dali)), *self._pieces(items, others)]
+
+    def _allocate(self) -> torch.Tensor:
+        return self._room
+
+    def _decode_batch(
+        self, transform: transforms.Image | transforms.Video, items: Items, places: Sequence[int]
+    ) -> None:
+        data = [items[i] or b"" for i in places]
+        infos, draws = [self._infos[i] for i in places], [self._draws[i] for i in places]
+        slots = [self._room[i] for i in places]
+        for i, found in zip(places, decode_batch(self._decoder, data, infos, transform, draws, slots), strict=True):
+            if isinstance(found, DecodeError):
+                self.errors[i] = found
+
+    def _decode_one(self, i: int, data: memoryview) -> None:
+        array = cpu.decode(data, self._infos[i], self._transform, draw=self._draws[i])
+        self._by_cpu[i] = cpu.to_torch(array)
+
+    def put(self, place: int, value: Any) -> None:
+        with self._decoder.placing():
+            super().put(place, value)
+
+    def value(self, keep: Indices | None) -> Any:
+        with self._decoder.placing():
+            for i, pixels in self._by_cpu.items():
+                self._room[i].copy_(pixels)
+            return super().value(keep)
+
+
+def _output(transform: transforms.Transform, infos: Sequence[MediaInfo]) -> tuple[str, tuple[int, ...]] | None:
+    """(dtype name, shape) of every item, where that is one and known before they are decoded."""
+    outputs = {cpu.output(info, transform) for info in infos}
+    return outputs.pop() if len(outputs) == 1 else None

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -30,12 +31,22 @@ Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """A task for the one thread that decodes whole batches, which would only keep a decoding thread waiting."""
+
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.run()
+
+
 class Work(Protocol[Result_co]):
     """What reading one step leaves to do."""
 
     @property
     def tasks(self) -> Sequence[Callable[[], None]]:
-        """Independent pieces for the decoding threads."""
+        """Independent pieces for the decoding threads; a `WholeBatch` is for the thread of that name."""
 
     def finish(self) -> Result_co:
         """The result, once every task is done; called once, on the thread that ended the last one."""
@@ -57,7 +68,7 @@ class _Slot(Generic[Step, Result]):
         self._pieces = self._left = 0
         self._lock = threading.Lock()
 
-    def read(self, read: Callable[[Step], Work[Result]], decodes: _Queue) -> None:
+    def read(self, read: Callable[[Step], Work[Result]], decodes: _Queue, wholes: _Queue) -> None:
         """Reads the step and hands its tasks to the decoding threads."""
         begun = self._enter("being read")
         try:
@@ -72,7 +83,8 @@ class _Slot(Generic[Step, Result]):
         if not tasks:
             self._finish(work)
         for task in tasks:
-            decodes.put(partial(self._decode, task, work))
+            queue = wholes if isinstance(task, WholeBatch) else decodes
+            queue.put(partial(self._decode, task, work))
 
     def _enter(self, stage: str) -> float:
         self.stage, self.moved = stage, time.monotonic()
@@ -116,18 +128,19 @@ class _Slot(Generic[Step, Result]):
 
 
 class _Threads:
-    """The threads of one pipeline and the two queues they take from."""
+    """The threads of one pipeline and the three queues they take from."""
 
-    def __init__(self, decoders: int, begin: Callable[[], None]) -> None:
+    def __init__(self, decoders: int, wholes: int, begin: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self.stop = threading.Event()
         self.stalled = False
         self.reads: _Queue = SimpleQueue()
         self.decodes: _Queue = SimpleQueue()
-        queues = [self.reads] + [self.decodes] * decoders
+        self.wholes: _Queue = SimpleQueue()
+        self._queues = [self.reads] + [self.wholes] * wholes + [self.decodes] * decoders
         self.threads = [
             threading.Thread(target=_serve, args=(queue, self.stop, begin), name=f"deeplake-{name}", daemon=True)
-            for queue, name in zip(queues, ["read"] + ["decode"] * decoders, strict=True)
+            for queue, name in zip(self._queues, ["read"] + ["whole"] * wholes + ["decode"] * decoders, strict=True)
         ]
         for thread in self.threads:
             thread.start()
@@ -135,9 +148,8 @@ class _Threads:
     def end(self) -> bool:
         """Stops and joins; whether all have ended."""
         self.stop.set()
-        self.reads.put(None)
-        for _ in self.threads[1:]:
-            self.decodes.put(None)
+        for queue in self._queues:
+            queue.put(None)
         deadline = time.monotonic() + (_JOIN_STALLED_S if self.stalled else _JOIN_S)
         others = [thread for thread in self.threads if thread is not threading.current_thread()]
         for thread in others:
@@ -164,6 +176,7 @@ class Pipeline(Generic[Step, Result]):
         close: called once when the threads have ended; not if one of them hangs and may still use what it closes.
         begin: called once in every thread, first.
         timeout_s: seconds that a step may go without any progress, None for ever.
+        whole_batches: whether there are `WholeBatch` tasks.
         describe: names what a step reads, for the error.
     """
 
@@ -177,12 +190,13 @@ class Pipeline(Generic[Step, Result]):
         close: Callable[[], None],
         begin: Callable[[], None] = lambda: None,
         timeout_s: float | None = None,
+        whole_batches: bool = False,
         describe: Callable[[Step], str] = repr,
     ) -> None:
         self._steps, self._read, self._prefetch = steps, read, prefetch
         self._timeout_s, self._describe = timeout_s, describe
         self._slots: deque[_Slot[Step, Result]] = deque()
-        self._threads = _Threads(decoders, begin)
+        self._threads = _Threads(decoders, int(whole_batches), begin)
         self._finalizer = weakref.finalize(self, _shut, self._threads, close)
         self.times = Times()
 
@@ -216,7 +230,7 @@ class Pipeline(Generic[Step, Result]):
             return False
         slot: _Slot[Step, Result] = _Slot(step)
         self._slots.append(slot)
-        self._threads.reads.put(partial(slot.read, self._read, self._threads.decodes))
+        self._threads.reads.put(partial(slot.read, self._read, self._threads.decodes, self._threads.wholes))
         return True
 
     def _check_alive(self) -> None:
