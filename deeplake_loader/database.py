@@ -22,6 +22,7 @@ from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Participant, weakly
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
+from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.quarantine import QuarantineVerbs
@@ -124,7 +125,7 @@ class _Plans(dict[tuple[str, int], Plan], Participant):
         self.clear()
 
 
-class Database(BranchVerbs, MergingVerbs, QuarantineVerbs):
+class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
@@ -447,7 +448,8 @@ class Database(BranchVerbs, MergingVerbs, QuarantineVerbs):
         Args:
             batch_size: samples per batch.
             options: ``shuffle``, ``seed``, ``transforms`` ({column: deeplake.Image(...)}), ``device``, ``tail``,
-                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``, ``timeout_s``, ``progress``: see `stream.build_stream`.
+                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``, ``timeout_s``, ``progress``:
+                see `stream.build_stream`.
 
         >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
         ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
