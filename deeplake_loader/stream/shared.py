@@ -61,7 +61,7 @@ class Mapped:
 
     def read(self) -> Any:
         """The value, its arrays read-only views of the file."""
-        size = max((start + length for start, length in self._places), default=0)
+        size = max((start + length for start, length in self._places if length), default=0)
         view = memoryview(mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
         return pickle.loads(self._head, buffers=[view[start : start + length] for start, length in self._places])
 
