@@ -137,49 +137,58 @@ def decode_rgb(data: bytes | memoryview, extension: str | None = None) -> Array:
     if extension not in _FORMATS:
         raise BadMedia(f"{len(data)} bytes that are {_what(extension)}")
     if extension == "jpg":
-        return _decode_jpeg(data)
+        data = bytes(data)
+        return decode_jpeg(data, read_jpeg_header(data))
     image = open_pillow(data, extension)
     pixels = _pillow_rgb(image)
     return _upright(pixels, image.getexif().get(0x0112, 1))
 
 
-def _decode_jpeg(data: bytes | memoryview) -> Array:
-    data = bytes(data)
+def read_jpeg_header(data: bytes) -> Header:
+    """A JPEG's header, its structure walked to the end marker, its size within the limit. Raises BadMedia."""
     try:
         header = read_jpeg(data)
     except (ValueError, IndexError) as error:
         raise BadMedia(str(error)) from error
     _check_pixels(header.width, header.height)
-    return _upright(_jpeg_pixels(data, header), header.orientation)
+    return header
+
+
+def decode_jpeg(data: bytes, header: Header, shrink: int = 1) -> Array:
+    """The JPEG upright, its sides divided by ``shrink`` (1, 2, 4 or 8) and rounded up while it is decoded, which saves
+    most of the work; CMYK comes in full. Raises BadMedia."""
+    return _upright(_jpeg_pixels(data, header, shrink=shrink), header.orientation)
 
 
 def _check_pixels_decode(data: bytes, extension: str, header: Header) -> None:
     """Raises BadMedia unless every pixel decodes. A JPEG is drawn at an eighth of its size: every coded bit is read all
     the same, for 40 % of the time."""
     if extension == "jpg":
-        _jpeg_pixels(data, header, smallest=True)
+        _jpeg_pixels(data, header, shrink=8)
     else:
         decode_rgb(data, extension)
 
 
-def _jpeg_pixels(data: bytes, header: Header, *, smallest: bool = False) -> Array:
-    """Equal to Pillow's pixels, but damage that libjpeg only warns of (missing data shown as grey) is an error."""
-    colours = "CMYK" if header.mode == "CMYK" else "RGB"
+def _jpeg_pixels(data: bytes, header: Header, *, shrink: int) -> Array:
+    """In full equal to Pillow's pixels, but damage that libjpeg only warns of (missing data shown as grey) is an
+    error."""
     try:
-        pixels = _simplejpeg(data, colours, strict=True, smallest=smallest)
+        pixels = _simplejpeg(data, header, strict=True, shrink=shrink)
     except BadMedia as error:
         if "extraneous bytes before marker 0xd9" not in str(error):  # padding behind complete pixels
             raise
-        pixels = _simplejpeg(data, colours, strict=False, smallest=smallest)
-    return pixels if colours == "RGB" else _pillow_rgb(open_pillow(data, "jpg"))
+        pixels = _simplejpeg(data, header, strict=False, shrink=shrink)
+    return _pillow_rgb(open_pillow(data, "jpg")) if header.mode == "CMYK" else pixels
 
 
-def _simplejpeg(data: bytes, colours: str, *, strict: bool, smallest: bool) -> Array:
+def _simplejpeg(data: bytes, header: Header, *, strict: bool, shrink: int) -> Array:
     import simplejpeg
 
-    least = 1 if smallest else 0  # libjpeg's smallest scale that is not below this
+    # libjpeg's smallest scale that is not below these; 0 is the full size
+    height, width = (-(-side // shrink) if shrink > 1 else 0 for side in (header.height, header.width))
+    colours = "CMYK" if header.mode == "CMYK" else "RGB"
     try:
-        pixels: Array = simplejpeg.decode_jpeg(data, colours, strict=strict, min_height=least, min_width=least)
+        pixels: Array = simplejpeg.decode_jpeg(data, colours, strict=strict, min_height=height, min_width=width)
     except (ValueError, RuntimeError, OSError) as error:
         raise BadMedia(f"JPEG: {error}") from error
     return pixels

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deeplake_loader.codecs.containers import Source
-from deeplake_loader.codecs.images import decode_rgb
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.tensors import decode_tensor, tensor_to_torch
 from deeplake_loader.decode.audio import audio_output, decode_audio
-from deeplake_loader.decode.slots import Array, allocate, fill, place, size_of, upright_size
+from deeplake_loader.decode.images import decode_image, image_output
+from deeplake_loader.decode.normalize import Normalize, scratch, to_bytes
+from deeplake_loader.decode.slots import Array, fill
 from deeplake_loader.decode.transforms import Audio, Draw, Image, Tensor, Transform, Video, choose
 from deeplake_loader.decode.video import decode_video, video_output
 from deeplake_loader.errors import CorruptionError, DecodeError, DimensionError
@@ -56,21 +57,11 @@ def decode_into(
 def _decode(
     data: Source, info: MediaInfo, transform: object, out: Array | None, draw: Draw | None, key: str | None
 ) -> Array:
-    import numpy as np
-
     chosen = choose(info.media, transform)
     try:
-        if isinstance(chosen, Video):
-            return decode_video(data, info, chosen, out, draw)
-        if not isinstance(data, bytes | memoryview):
-            data = data[:]
-        if isinstance(chosen, Image):
-            return _image(data, chosen, out, draw)
-        if isinstance(chosen, Audio):
-            return fill(decode_audio(data, chosen, draw), out)
-        if isinstance(chosen, Tensor):
-            return fill(_tensor(data, chosen), out)
-        return fill(np.frombuffer(data, np.uint8), out)
+        if isinstance(chosen, Image | Video):
+            return _picture(data, info, chosen, out, draw)
+        return _other(data, chosen, out, draw)
     except (BadMedia, CorruptionError, DimensionError) as error:
         name = f"{info.media} {key}" if key else f"this {info.media}"
         raise DecodeError(f"{name} cannot be decoded: {error}", key=key) from error
@@ -78,6 +69,34 @@ def _decode(
         raise DecodeError(
             f"there is no memory to decode {key or info.media}; ask for a smaller size", key=key
         ) from error
+
+
+def _picture(data: Source, info: MediaInfo, transform: Image | Video, out: Array | None, draw: Draw | None) -> Array:
+    step = Normalize.of(transform)
+    if step is None:
+        return _pixels(data, info, transform, out, draw)
+    room = None if out is None else scratch(out.shape)
+    return step.apply(_pixels(data, info, to_bytes(transform), room, draw), out)
+
+
+def _pixels(data: Source, info: MediaInfo, transform: Image | Video, out: Array | None, draw: Draw | None) -> Array:
+    if isinstance(transform, Video):
+        return decode_video(data, info, transform, out, draw)
+    return decode_image(_whole(data), transform, out, draw)
+
+
+def _other(data: Source, transform: Audio | Tensor | None, out: Array | None, draw: Draw | None) -> Array:
+    import numpy as np
+
+    if isinstance(transform, Audio):
+        return fill(decode_audio(_whole(data), transform, draw), out)
+    if isinstance(transform, Tensor):
+        return fill(_tensor(_whole(data), transform), out)
+    return fill(np.frombuffer(_whole(data), np.uint8), out)
+
+
+def _whole(data: Source) -> bytes | memoryview:
+    return data if isinstance(data, bytes | memoryview) else data[:]
 
 
 def to_torch(array: Array) -> torch.Tensor:
@@ -95,9 +114,9 @@ def output(info: MediaInfo | None, transform: Transform | None) -> tuple[str, tu
     Without ``info``: what every item of the transform's media decodes to, or None where it depends on the item.
     """
     if isinstance(transform, Image):
-        return _image_output(info, transform)
+        return _as_asked(image_output(info, transform), transform.dtype)
     if isinstance(transform, Video):
-        return video_output(info, transform)
+        return _as_asked(video_output(info, transform), transform.dtype)
     if isinstance(transform, Audio):
         return audio_output(info, transform)
     if isinstance(transform, Tensor) and info is not None and info.shape is not None:
@@ -106,32 +125,8 @@ def output(info: MediaInfo | None, transform: Transform | None) -> tuple[str, tu
     return None
 
 
-def _image_output(info: MediaInfo | None, transform: Image) -> tuple[str, tuple[int, ...]] | None:
-    size = size_of(transform) or upright_size(info, (info.orientation or 1) >= 5 if info else False)
-    if size is None:
-        return None
-    channels = 1 if transform.mode == "L" else 3
-    return "uint8", (channels, *size) if transform.layout == "CHW" else (*size, channels)
-
-
-def _image(data: bytes | memoryview, transform: Image, out: Array | None, draw: Draw | None) -> Array:
-    pixels = decode_rgb(data)
-    if transform.mode == "L":
-        pixels = _grey(pixels)
-    size = size_of(transform) or pixels.shape[:2]
-    channels = pixels.shape[2]
-    result = allocate((channels, *size) if transform.layout == "CHW" else (*size, channels), out)
-    place(pixels, result, transform, draw, transform.layout)
-    return result
-
-
-def _grey(pixels: Array) -> Array:
-    """Pillow's luma (BT.601 in 16-bit fixed point), (H, W, 1)."""
-    import numpy as np
-
-    weights = np.array([19595, 38470, 7471], np.uint32)
-    grey: Array = ((pixels @ weights + 0x8000) >> 16).astype(np.uint8)[:, :, None]
-    return grey
+def _as_asked(known: tuple[str, tuple[int, ...]] | None, dtype: str) -> tuple[str, tuple[int, ...]] | None:
+    return None if known is None else (dtype, known[1])
 
 
 def _tensor(data: bytes | memoryview, transform: Tensor) -> Array:

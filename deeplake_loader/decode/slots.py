@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplake_loader import kernels
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
-from deeplake_loader.decode.transforms import Draw, Image, Size, Video, crop_box
+from deeplake_loader.decode.transforms import Box, Draw, Image, Size, Video, crop_box
 from deeplake_loader.errors import DimensionError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,9 +55,19 @@ def allocate(shape: tuple[int, ...], out: Array | None) -> Array:
 def place(pixels: Array, target: Array, transform: Image | Video, draw: Draw | None, layout: Any) -> None:
     """The (H, W, C) picture cropped, mirrored and resized into its slot."""
     height, width = pixels.shape[:2]
+    size = target.shape[1:] if layout == "CHW" else target.shape[:2]
+    box, mirrored = crop_box(transform, width, height, (size[0], size[1]), draw)
+    put(pixels, target, transform, box, mirrored, layout)
+
+
+def put(pixels: Array, target: Array, transform: Image | Video, box: Box, mirrored: bool, layout: Any) -> None:
+    """The picture's box, which lies in it, mirrored if asked and resized into the slot."""
+    height, width = pixels.shape[:2]
     view = target.transpose(1, 2, 0) if layout == "CHW" else target
-    box, mirrored = crop_box(transform, width, height, (view.shape[0], view.shape[1]), draw)
     if box == (0, 0, width, height) and view.shape == pixels.shape:
         view[...] = pixels[:, ::-1] if mirrored else pixels
         return
-    kernels.resize_into(np.ascontiguousarray(pixels), target, box=box, flip=mirrored, layout=layout)
+    kernels.resize_into(
+        np.ascontiguousarray(pixels), target, box=box, flip=mirrored, layout=layout,
+        interpolation=transform.interpolation, antialias=transform.antialias,
+    )  # fmt: skip

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
-Crop = Literal["center", "random_resized", "none"]
+Crop = Literal["center", "random", "random_resized", "none"]
+Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "lanczos"]
+PixelType = Literal["uint8", "float32", "float16", "bfloat16"]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std), each of one number or one for each channel."""
 Sampling = Literal["uniform", "random", "contiguous", "segments"]
 
 MAX_SIDE = 16_384
+MIN_STD = 1e-6
 DRAW_VERSION = 2
 """Changes with every change of which numbers a sample draws or what is made of them."""
 
@@ -54,24 +59,59 @@ class Draw:
         return numbers[:count]
 
 
-def _check_picture(
-    name: str, size: object, crop: str, scale: Sequence[float], ratio: Sequence[float], flip: float
-) -> None:
-    if size is not None:
-        sides = (size,) if isinstance(size, int) else size
-        whole = isinstance(sides, tuple) and len(sides) in (1, 2) and all(type(s) is int for s in sides)
-        if not whole or not all(1 <= s <= MAX_SIDE for s in sides):  # type: ignore[attr-defined]
-            raise InputError(f"{name}(size={size!r}): expected one side or (height, width), each 1..{MAX_SIDE}")
-    if crop not in ("center", "random_resized", "none"):
-        raise InputError(f"{name}(crop={crop!r}): expected 'center', 'random_resized' or 'none'")
-    if crop == "random_resized" and size is None:
-        raise InputError(f"{name}(crop='random_resized') needs a size to resize to")
-    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-        raise InputError(f"{name}(scale={scale!r}): expected two shares of the area, 0 < low <= high <= 1")
-    if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1]):
-        raise InputError(f"{name}(ratio={ratio!r}): expected two width-to-height ratios, 0 < low <= high")
-    if not 0 <= flip <= 1:
-        raise InputError(f"{name}(flip={flip!r}): expected a probability in 0..1")
+def _check_size(name: str, size: object) -> None:
+    sides = (size,) if isinstance(size, int) else size
+    whole = isinstance(sides, tuple) and len(sides) in (1, 2) and all(type(s) is int for s in sides)
+    if size is not None and not (whole and all(1 <= s <= MAX_SIDE for s in sides)):  # type: ignore[attr-defined]
+        raise InputError(f"{name}(size={size!r}): expected one side or (height, width), each 1..{MAX_SIDE}")
+
+
+def _check_picture(picture: Image | Video, layouts: Sequence[str]) -> None:
+    name = type(picture).__name__
+    _check_size(name, picture.size)
+    _check_choice(name, "crop", picture.crop, get_args(Crop))
+    if picture.crop.startswith("random") and picture.size is None:
+        raise InputError(f"{name}(crop={picture.crop!r}) needs a size to resize to")
+    low, high = _pair(name, "scale", picture.scale, "two shares of the area, 0 < low <= high <= 1")
+    if not 0 < low <= high <= 1:
+        raise InputError(f"{name}(scale={picture.scale!r}): expected two shares of the area, 0 < low <= high <= 1")
+    low, high = _pair(name, "ratio", picture.ratio, "two width-to-height ratios, 0 < low <= high")
+    if not 0 < low <= high < math.inf:
+        raise InputError(f"{name}(ratio={picture.ratio!r}): expected two width-to-height ratios, 0 < low <= high")
+    if not 0 <= picture.flip <= 1:
+        raise InputError(f"{name}(flip={picture.flip!r}): expected a probability in 0..1")
+    _check_choice(name, "interpolation", picture.interpolation, get_args(Interpolation))
+    if not isinstance(picture.antialias, bool):
+        raise InputError(f"{name}(antialias={picture.antialias!r}): expected True or False")
+    _check_choice(name, "dtype", picture.dtype, get_args(PixelType))
+    _check_choice(name, "layout", picture.layout, layouts)
+
+
+def _pair(name: str, field: str, value: object, expected: str) -> tuple[float, float]:
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+        raise InputError(f"{name}({field}={value!r}): expected {expected}")
+    return value[0], value[1]
+
+
+def _checked_normalize(picture: Image | Video, channels: int) -> Normalization | None:
+    """(mean, std) as tuples, so that the transform stays a value that can be compared and hashed."""
+    given = picture.normalize
+    if given is None:
+        return None
+    name = type(picture).__name__
+    if picture.dtype == "uint8":
+        raise InputError(f"{name}(normalize=...) gives floats; say which: dtype='float32', 'float16' or 'bfloat16'")
+    expected = f"(mean, std), each 1 or {channels} finite numbers in units of 0..1, std above 0"
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise InputError(f"{name}(normalize={given!r}): expected {expected}")
+    mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) for v in given)
+    for numbers in (mean, std):
+        real = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+        if len(numbers) not in (1, channels) or not real:
+            raise InputError(f"{name}(normalize={given!r}): expected {expected}")
+    if min(std) < MIN_STD:
+        raise InputError(f"{name}(normalize={given!r}): expected {expected} ({MIN_STD} or more)")
+    return mean, std
 
 
 def _check_choice(name: str, field: str, value: object, known: Sequence[str]) -> None:
@@ -89,12 +129,23 @@ class Image:
     """Images as (3, H, W) uint8, upright, RGB.
 
     ``size``: None keeps each image's own; s means (s, s); or (height, width). ``crop``, with a size: "center" resizes
-    the largest centred part of the size's shape, "none" the whole image (its shape may change), "random_resized" a part
-    of ``scale`` of the area and width-to-height ``ratio``, shrunk where it does not fit. ``flip``: the probability of
-    mirroring left and right. ``mode`` "L" gives one grey channel; ``layout`` "HWC" puts channels last. Where nothing is
-    drawn (a handle's ``decode``), random crops are centred and nothing is flipped.
+    the largest centred part of the size's shape, "random" the largest such part at a drawn place, "none" the whole
+    image (its shape may change), "random_resized" a part of ``scale`` of the area and width-to-height ``ratio`` (drawn
+    on a logarithmic scale, as torchvision's and DALI's random_resized_crop), shrunk where it does not fit. ``flip``:
+    the probability of mirroring left and right. Where nothing is drawn (a handle's ``decode``), random crops are
+    centred and nothing is flipped.
 
-    >>> Image(size=224, crop="random_resized", flip=0.5).size
+    ``interpolation``: Pillow's filters of these names ("area" is its BOX). ``antialias`` widens the filter when
+    reducing, as Pillow always does and torchvision and DALI do by default; JPEG images at least 3, 8 or 16 times as
+    large as needed are then decoded at a half, quarter or eighth of their size (within 1.5 grey levels of the full way
+    in the mean over photographs), unless ``interpolation`` is "nearest".
+
+    ``dtype``: a float type gives value / 255, or with ``normalize=(mean, std)``, both in units of 0..1 and of one
+    number or one per channel, (value / 255 - mean) / std. ``mode`` "L" gives one grey channel; ``layout`` "HWC" puts
+    channels last.
+
+    >>> Image(size=224, crop="random_resized", flip=0.5, dtype="float32",
+    ...       normalize=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).size
     224
     """
 
@@ -105,13 +156,15 @@ class Image:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     layout: Literal["CHW", "HWC"] = "CHW"
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    dtype: PixelType = "uint8"
+    normalize: Normalization | None = None
 
     def __post_init__(self) -> None:
-        _check_picture("Image", self.size, self.crop, self.scale, self.ratio, self.flip)
-        if self.mode not in ("RGB", "L"):
-            raise InputError(f"Image(mode={self.mode!r}): expected 'RGB' or 'L'")
-        if self.layout not in ("CHW", "HWC"):
-            raise InputError(f"Image(layout={self.layout!r}): expected 'CHW' or 'HWC'")
+        _check_picture(self, ("CHW", "HWC"))
+        _check_choice("Image", "mode", self.mode, ("RGB", "L"))
+        object.__setattr__(self, "normalize", _checked_normalize(self, 1 if self.mode == "L" else 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +178,9 @@ class Video:
     hold the seconds; ``duration``: from a part of that many seconds, drawn; ``fps``: from the frames that a player
     shows at that many moments a second. A clip of too few frames repeats its last one (``pad`` "repeat") or is an error
     ("error"). ``frame_indices`` names the frames instead, in any order, repeats allowed; one that the clip lacks is an
-    error. ``size``, ``crop``, ``scale``, ``ratio``, ``flip`` as for Image, one choice for the whole clip; ``layout``
-    "TCHW", "CTHW" or "THWC"; ``stream`` is the number of the video stream in the file; decoding for longer than
-    ``timeout_s`` seconds is an error.
+    error. ``size``, ``crop``, ``scale``, ``ratio``, ``flip``, ``interpolation``, ``antialias``, ``dtype`` and
+    ``normalize`` as for Image, one choice for the whole clip; ``layout`` "TCHW", "CTHW" or "THWC"; ``stream`` is the
+    number of the video stream in the file; decoding for longer than ``timeout_s`` seconds is an error.
 
     >>> Video(num_frames=16, size=(256, 256)).sampling
     'uniform'
@@ -150,11 +203,15 @@ class Video:
     pad: Literal["repeat", "error"] = "repeat"
     stream: int = 0
     timeout_s: float | None = 120.0
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    dtype: PixelType = "uint8"
+    normalize: Normalization | None = None
 
     def __post_init__(self) -> None:
-        _check_picture("Video", self.size, self.crop, self.scale, self.ratio, self.flip)
+        _check_picture(self, ("TCHW", "CTHW", "THWC"))
+        object.__setattr__(self, "normalize", _checked_normalize(self, 3))
         check_window("Video", self.start, self.end, self.duration)
-        _check_choice("Video", "layout", self.layout, ("TCHW", "CTHW", "THWC"))
         _check_choice("Video", "sampling", self.sampling, get_args(Sampling))
         _check_choice("Video", "pad", self.pad, ("repeat", "error"))
         _check_timeout("Video", self.timeout_s)
@@ -312,7 +369,9 @@ def crop_box(transform: Image | Video, width: int, height: int, size: Size, draw
         box = _random_box(transform, width, height, area, shape)
     else:
         scale = min(width / size[1], height / size[0])
-        box, x, y = (size[1] * scale, size[0] * scale), 0.5, 0.5
+        box = size[1] * scale, size[0] * scale
+        if transform.crop != "random":
+            x = y = 0.5
     wide, high = min(box[0], width), min(box[1], height)
     left, top = x * (width - wide), y * (height - high)
     return (left, top, min(left + wide, width), min(top + high, height)), mirrored
