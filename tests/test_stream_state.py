@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -481,3 +482,24 @@ def test_a_state_says_everything_in_less_than_a_kilobyte(store: Store) -> None:
     state = stream.state_dict()
     assert len(json.dumps(state)) < 1024 and json.loads(json.dumps(state)) == state
     assert {type(value) for value in state.values()} <= {int, str, bool, float}
+
+
+def test_the_states_of_several_sources_fold_into_one_of_the_same_size(store: Store) -> None:
+    few = store.rowset(ONE, store.records[:50])
+    many, other = one(store, query="SELECT 1", commit=4), build_stream(store.root, few, batch_size=8, query="SELECT 2")
+    pairs = [many._with(sources=(*a._sources, *b._sources)) for a, b in ((many, other), (other, many))]
+    states = [stream.state_dict() for stream in (many, *pairs)]
+    assert [state["rows"] for state in states] == [ROWS, ROWS + 50, ROWS + 50]
+    for key in ("query", "digest", "commit"):
+        assert len({state[key] for state in states}) == 3
+    assert all(state.keys() == states[0].keys() and len(json.dumps(state)) < 1024 for state in states)
+
+
+def test_torchs_distributed_checkpoint_takes_the_stream_itself(store: Store, tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    stream, other = one(store), one(store)
+    for _ in zip(range(3), stream, strict=False):
+        pass
+    checkpoint.save({"stream": stream}, checkpoint_id=tmp_path, no_dist=True)
+    checkpoint.load({"stream": other}, checkpoint_id=tmp_path, no_dist=True)
+    assert other.state_dict() == stream.state_dict() and flat(other) == epoch_of(store, 0)[24:]
