@@ -94,6 +94,8 @@ setup(
             "setuptools>=70.1",
             "wheel",
             "build",
+            "lightning>=2.4",
+            "accelerate>=1.1",
         ],
     },
 )
