@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from deeplake_loader.columnar import ColumnarRows, columnar
+from deeplake_loader.decode.engine import Engine
+from deeplake_loader.errors import InputError, TypeMismatchError
 from deeplake_loader.order import LANES, Order, Share, Tail
 from deeplake_loader.rows import RowSet
+from deeplake_loader.stream.buckets import BinSchedule, Bucketed, Budget, bucket_codes, checked_costs
+from deeplake_loader.stream.collate import Collate, Ragged, Shaping, make_rules
+from deeplake_loader.stream.columns import Column, Scalars
 from deeplake_loader.stream.dataset import Stream
 from deeplake_loader.stream.failures import OnError
+from deeplake_loader.stream.media import Media, Variants
 from deeplake_loader.stream.options import Options, torch_device, whole
-from deeplake_loader.stream.picks import Ordered
+from deeplake_loader.stream.picks import Indices, Ordered, Picker
 from deeplake_loader.stream.ranks import find_ranks
 from deeplake_loader.stream.schedule import RowSchedule
-from deeplake_loader.stream.source import make_source
+from deeplake_loader.stream.source import Source, make_source
+from deeplake_loader.stream.weights import weighted
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -47,7 +57,15 @@ def build_stream(
     max_errors: int | None = 100,
     timeout_s: float | None = 120.0,
     progress: bool = False,
+    engine: Engine = "auto",
     lanes: int = LANES,
+    weight: str | None = None,
+    num_samples: int | None = None,
+    bucket_by: str | None = None,
+    budget: Budget | None = None,
+    group: int = 1,
+    ragged: Ragged | Mapping[str, Ragged] | None = None,
+    collate: Collate | None = None,
 ) -> Stream:
     """The stream of one row set.
 
@@ -60,7 +78,8 @@ def build_stream(
         shuffle: another order in every epoch, by ``seed``; else the rows in order.
         ordered: the order of ``rows`` was asked for (ORDER BY) and an unshuffled stream keeps it; else rows are read
             in the order they are stored in.
-        transforms: by column, deeplake.Image, Video, Audio or Tensor; deeplake.Raw for the stored bytes.
+        transforms: by column, deeplake.Image, Video, Audio or Tensor; deeplake.Raw for the stored bytes. With
+            ``bucket_by`` also {bucket: transform}, so that every bucket has a shape of its own.
         device: "cpu" or "cuda[:n]"; batches are copied there beside the computation.
         rank, world_size: this process among the data-parallel ones; every rank gets as many batches. By default they
             are found: see `ranks.find_ranks`. They are read now; copies of the stream in other processes keep them.
@@ -71,13 +90,26 @@ def build_stream(
         on_error: a sample that is damaged or cannot be decoded raises its error ("raise"), is left out of its batch
             ("skip"), or is replaced by another one of the batch ("replace"), marked in ``valid``. Or a function of the
             `BadSample`, called on a thread of the stream, that gives one of these words or a value to put in the
-            column's place. Positions never move. A batch without one good sample repeats the next good row of the
-            stream instead, all of it marked as not valid (one row under "skip").
+            column's place. Positions never move. A batch without one good sample repeats a good row from
+            further on instead, all of it marked as not valid (one row under "skip").
         max_errors: bad samples in a row after which `SampleErrors` lists their keys; None for no limit.
         timeout_s: seconds without any progress on the next batch, as with a storage that hangs, after which
             `StalledError` names its rows, files and stage; None to wait for ever.
         progress: show a progress bar over the epoch (tqdm).
+        engine: what decodes images and clips. "auto": DALI for batches on a CUDA device, where it is installed (the
+            extra ``dali``), and for what it cannot decode, and everywhere else, the CPU engine; "cpu": never DALI;
+            "dali": DALI also for batches on the CPU, an error without it. Crops, flips and frames are the same.
         lanes: of the order; part of the state.
+        weight: a column: rows are drawn with replacement, in proportion to it, ``num_samples`` (default: as many as
+            there are rows) an epoch. `Database.stream` takes a SQL expression, too.
+        bucket_by: a column: every batch holds rows of one value of it. Batches are formed of the whole epoch's order,
+            so that they are the same for any number of ranks; the last ones of an epoch may be short.
+        budget: `Budget`, a most of some cost in every batch, which then has up to ``batch_size`` rows.
+        group: batches of one bucket come in runs of this many; a world size that divides it has one bucket in every
+            step of all ranks.
+        ragged: "pad", "list", "nested" or `Pad`, by column or for all decoded ones: how items of different shapes make
+            a batch. By default a tensor where the shapes of a batch agree, else a list.
+        collate: makes the batch of a list of samples, each a dict of its columns, instead of all that.
 
     Raises:
         InputError: an option out of range, columns that a batch cannot hold under one name.
@@ -86,18 +118,84 @@ def build_stream(
     if isinstance(rows, RowSet):
         rows = columnar(rows)
     seed = whole("seed", seed)
-    options = Options(torch_device(device), prefetch, num_threads, on_error, seed, max_errors, timeout_s, progress)
+    options = Options(
+        torch_device(device), prefetch, num_threads, on_error, seed, max_errors, timeout_s, progress, engine=engine
+    )
     lanes = whole("lanes", lanes) if shuffle else 1
     ranks = find_ranks(rank=rank, world_size=world_size, mesh=mesh, mesh_dim=mesh_dim, process_group=process_group)
+    keep_order, by_bucket = ordered and not shuffle, _by_bucket(transforms or {}, bucket_by)
+    fixed = {name: chosen for name, chosen in (transforms or {}).items() if name not in by_bucket}
+    source = make_source(root, rows, transforms=fixed, keep_order=keep_order, query=query, commit=commit)
+    options = replace(options, shaping=Shaping(make_rules(source.columns, ragged), collate))
+    picker: Picker = Ordered(Order(source.starts, whole("lanes", lanes) if shuffle else 1, shuffle=shuffle), seed)
+    if weight is not None:
+        picker = weighted(_values(source, weight, "weight"), source.keys, count=num_samples, seed=seed)
+    elif num_samples is not None:
+        raise InputError("num_samples goes with weight=; for fewer rows of every epoch use stream.limit(n)")
     share = Share(
-        count=len(rows),
+        count=picker.count,
         batch_size=whole("batch_size", batch_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        lanes=lanes,
+        lanes=picker.lanes,
         tail=tail or ("short" if ranks.world_size == 1 else "pad"),
     )
-    keep_order = ordered and not shuffle
-    source = make_source(root, rows, transforms=transforms or {}, keep_order=keep_order, query=query, commit=commit)
-    picker = Ordered(Order(source.starts, lanes, shuffle=shuffle), seed)
-    return Stream((source,), RowSchedule(picker, share), options)
+    if bucket_by is None and budget is None:
+        return Stream((source,), RowSchedule(picker, share), options)
+    buckets, numbers = (None, {}) if bucket_by is None else bucket_codes(_values(source, bucket_by, "bucket_by"))
+    source = replace(source, columns=_with_variants(source, by_bucket, buckets, numbers))
+    binner = Bucketed(picker, share.batch_size, buckets, group=whole("group", group))
+    if budget is not None:
+        costs = checked_costs(_values(source, budget.cost, "budget"), source.keys, budget)
+        binner = replace(binner, costs=costs, limit=budget.limit, padded=budget.padded)
+    return Stream((source,), BinSchedule(binner, share.rank, share.world_size, share.tail), options)
+
+
+def _values(source: Source, name: str, option: str) -> npt.NDArray[Any] | list[Any]:
+    """A column of SQL values, one per row of the source."""
+    column = next((c for c in source.columns if c.name == name), None)
+    if not isinstance(column, Scalars):
+        known = ", ".join(c.name for c in source.columns if isinstance(c, Scalars))
+        raise InputError(f"{option} needs a column of SQL values, and {name!r} is none; the query has {known}")
+    return column.values if isinstance(column.values, np.ndarray) else list(column.values)
+
+
+def _by_bucket(transforms: Mapping[str, object], bucket_by: str | None) -> dict[str, Mapping[Any, object]]:
+    """The columns whose transform depends on the bucket."""
+    found = {name: chosen for name, chosen in transforms.items() if isinstance(chosen, Mapping)}
+    if found and bucket_by is None:
+        raise InputError(f"transforms[{next(iter(found))!r}] has a transform for every bucket; say bucket_by=")
+    return found
+
+
+def _with_variants(
+    source: Source, chosen: Mapping[str, Mapping[Any, object]], buckets: Indices | None, numbers: Mapping[Any, int]
+) -> tuple[Column, ...]:
+    """The source's columns, with these transforms by the value of the bucket."""
+    unknown = [name for name in chosen if name not in {column.name for column in source.columns}]
+    if unknown:
+        raise InputError(f"transforms has {unknown[0]!r}, which is no column of the query")
+    return tuple(
+        _with_variant(column, chosen[column.name], buckets, numbers)
+        if buckets is not None and column.name in chosen
+        else column
+        for column in source.columns
+    )
+
+
+def _with_variant(column: Column, chosen: Mapping[Any, object], buckets: Indices, numbers: Mapping[Any, int]) -> Column:
+    if not isinstance(column, Media) or column.transform is None:
+        raise TypeMismatchError(f"transforms[{column.name!r}]: the column is not decoded")
+    missing = [value for value in numbers if value not in chosen]
+    if missing:
+        known = ", ".join(map(repr, chosen))
+        raise InputError(f"transforms[{column.name!r}] lacks the bucket {missing[0]!r}; it has {known}")
+    in_order = sorted(numbers, key=lambda value: numbers[value])
+    for value in in_order:
+        if not isinstance(chosen[value], type(column.transform)):
+            expected = type(column.transform).__name__
+            raise TypeMismatchError(
+                f"transforms[{column.name!r}][{value!r}]: expected {expected}(...), got {chosen[value]!r}"
+            )
+    picked = tuple(chosen[value] for value in in_order)
+    return replace(column, variants=Variants(buckets, picked))  # type: ignore[arg-type]

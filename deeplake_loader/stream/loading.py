@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from deeplake_loader.decode import transforms
-from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError, InputError, StoreError
+from deeplake_loader.errors import DecodeError, DeeplakeError, InputError
 from deeplake_loader.extents import Extents
-from deeplake_loader.reader import Reader
+from deeplake_loader.reader import DAMAGE, Reader
+from deeplake_loader.stream.collate import Shaping
 from deeplake_loader.stream.columns import Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
 from deeplake_loader.stream.failures import BadSample, Mended, OnError, Verdict, mend
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
-_STAND_INS = 100
-"""Rows tried, one after the other, for a batch without one good sample."""
 _NAMED = 8
 """Rows and files that a message names."""
 
@@ -48,11 +47,12 @@ class Feed:
         self, rows: Indices, draw: Callable[[int, str], transforms.Draw], *, pin: bool, decoder: DaliDecoder | None
     ) -> dict[str, Part]:
         """Every column's bytes, read in one go, and the decoding that is left to do."""
-        media = [column for column in self.source.columns if isinstance(column, Media)]
+        columns = [column.at(rows) if isinstance(column, Media) else column for column in self.source.columns]
+        media = [column for column in columns if isinstance(column, Media)]
         read = self.reader.read([(self.extents[column.name], rows) for column in media]) if media else []
         items = dict(zip((column.name for column in media), read, strict=True))
         parts: dict[str, Part] = {}
-        for column in self.source.columns:
+        for column in columns:
             if isinstance(column, Scalars):
                 parts[column.name] = column.part(rows)
             elif isinstance(column, Vectors):
@@ -115,7 +115,7 @@ class Loader:
     """Reads steps of one stream in one process.
 
     Fields: ``feeds``, one for each source; ``seed`` of the augmentation; ``mover``, None to leave batches on the host;
-    ``decoder`` of whole batches, None where the CPU engine decodes all.
+    ``decoder`` of whole batches, None where the CPU engine decodes all; ``shaping``, what becomes of a batch at last.
     """
 
     feeds: Sequence[Feed]
@@ -123,6 +123,7 @@ class Loader:
     on_error: OnError
     mover: Mover | None
     decoder: DaliDecoder | None = None
+    shaping: Shaping = field(default_factory=Shaping)
 
     def read(self, step: Step) -> BatchWork:
         """Every column's bytes, and the decoding that is left to do."""
@@ -134,6 +135,8 @@ class Loader:
             return self._parts_of(0, step, np.arange(len(step.rows)))
         shares = [np.flatnonzero(step.sources == s) for s in range(len(self.feeds))]
         found = [(self._parts_of(s, step, own), own) for s, own in enumerate(shares) if len(own)]
+        if len(found) == 1:
+            return found[0][0]
         names = found[0][0]
         return {name: Joined([(parts[name], own) for parts, own in found], len(step.rows)) for name in names}
 
@@ -148,16 +151,17 @@ class Loader:
         return feed.parts(rows, draw, pin=self.mover is not None, decoder=self.decoder)
 
     def stand_in(self, step: Step) -> tuple[Step, dict[str, Part]]:
-        """A good row in place of a batch that has none: the first behind its own, so the same one in every run.
+        """A good row in place of a batch that has none: 1, 2, 4, 8 ... rows behind its own, the first that is good, so
+        the same one in every run, and soon out of a stretch of damage.
 
         Raises:
-            DeeplakeError: 100 rows in a row are bad; the error of the last.
+            DeeplakeError: none of these is good; the error of the last.
         """
         source = 0 if step.sources is None else int(step.sources[0])
         feed, last = self.feeds[source], int(step.rows[-1])
         error: DeeplakeError | None = None
-        for k in range(min(_STAND_INS, feed.source.count)):
-            row = np.array([(last + 1 + k) % feed.source.count], np.int64)
+        for k in range(feed.source.count.bit_length()):
+            row = np.array([(last + (1 << k)) % feed.source.count], np.int64)
             own = Step(row, None, step.epoch, step.after, None if step.sources is None else np.array([source]))
             parts = self.parts(own)
             for part in parts.values():
@@ -222,6 +226,7 @@ class BatchWork:
         if parts is not self._parts:
             for part in parts.values():
                 part.release()
+        batch = self._loader.shaping.apply(batch)
         nbytes, retries = (sum(getattr(p, what) for p in self._parts.values()) for what in ("nbytes", "retries"))
         return Made(batch if mover is None else mover.send(batch), len(self._step.rows), nbytes, retries, bad)
 
@@ -251,7 +256,13 @@ class BatchWork:
                     verdict = self._verdict(sample, part, place)
                     if verdict is not None and verdicts.get(place) != "skip":
                         verdicts[place] = verdict
-        return bad, mend(len(self._step.rows), verdicts, self._step.valid) if verdicts else None
+        if not verdicts:
+            return bad, None
+        first = named(bad[min(verdicts)])
+        log.warning(
+            "%d bad samples in the batch at %s were left out or replaced: %s", len(bad), self._step.after, first
+        )
+        return bad, mend(len(self._step.rows), verdicts, self._step.valid)
 
     def _verdict(self, sample: BadSample, part: Part, place: int) -> Verdict | None:
         """What becomes of the place; None where a function gave its value."""
@@ -260,7 +271,6 @@ class BatchWork:
         if isinstance(answer, str) and answer == "raise":
             raise named(sample)
         if isinstance(answer, str) and answer in ("skip", "replace"):
-            log.warning("%s: %s", "left out" if answer == "skip" else "replaced", named(sample))
             return "skip" if answer == "skip" else "replace"
         if answer is None:
             raise InputError("on_error gave None; return 'skip', 'replace', 'raise' or a value for the column")
@@ -277,7 +287,7 @@ class BatchWork:
 def named(sample: BadSample) -> DeeplakeError:
     """The sample's error, with its column and key."""
     error = sample.error
-    if isinstance(error, CorruptionError | StoreError):
+    if isinstance(error, DAMAGE):
         return error
     found = DecodeError(f"column {sample.column!r}, sample {sample.key!r}: {error}", key=sample.key)
     found.__cause__ = error
