@@ -68,7 +68,10 @@ class Texts:
     binary: bool
 
     def __getitem__(self, row: int) -> Any:
-        return self.at(np.array([row]))[0]
+        if self.nulls is not None and self.nulls[row]:
+            return None
+        item = self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
+        return item if self.binary else item.decode("utf-8", "surrogatepass")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -137,6 +140,11 @@ class Values:
 
     def __len__(self) -> int:
         return len(self.column)
+
+    def __getitem__(self, row: int) -> Any:
+        value = self.column[row]
+        decode = None if self.kind is None or value is None else scalars.from_sql(self.kind)
+        return value if decode is None else decode(value)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.take(np.arange(len(self))))

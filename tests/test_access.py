@@ -14,8 +14,8 @@ import torch
 from stream_store import NAMES, ROWS, Store, epoch_of, ids, latent, picture, vector
 
 from deeplake_loader.database import connect
-from deeplake_loader.decode.transforms import Image
-from deeplake_loader.errors import InputError, NotFoundError
+from deeplake_loader.decode.transforms import Image, Raw
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
 from deeplake_loader.order import LANES, WINDOW_BLOCKS, Order, Share, cut_blocks
 from deeplake_loader.reader import Reader
 from deeplake_loader.stream import shared
@@ -40,6 +40,43 @@ def test_chosen_samples_come_as_they_were_inserted_in_the_order_asked_for(store:
         assert batch["prompt"][place] == f"prompt {i}"
     assert set(batch) == {*NAMES, "_rows", "_keys"}
     assert stream.state_dict()["position"] == 0
+
+
+def test_a_single_sample_is_a_batch_of_one_without_its_dimension(tmp_path: Path) -> None:
+    with connect(tmp_path) as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, b BLOB, l BLOB, v VECTOR(3), a TEXT, x REAL, d DATE)")
+        row = {"a": "ü", "x": 0.5, "d": "2026-01-02"}
+        db.insert("t", [{**row, "id": i, "b": os.urandom(70 + i), "v": [i, 0, 1]} for i in range(60)])
+        db.execute("UPDATE t SET b = NULL, v = NULL, a = NULL WHERE id = 7")
+        db.execute("UPDATE t SET l = %s WHERE id = 9", [os.urandom(5 << 20)])
+        stream = db.stream("SELECT b, l, v, a, x, d, id FROM t", batch_size=8, shuffle=True)
+        for i in (0, 7, 9, 59):
+            sample, batch = stream.sample(key=i), stream.take(keys=[i])
+            assert list(sample) == [name for name in batch if not name.startswith("_")]
+            for name, value in sample.items():
+                one = batch[name][0]
+                same = torch.equal(value, one) if isinstance(value, torch.Tensor) and one is not None else value == one
+                assert same, (i, name)
+        assert isinstance(stream.sample(3)["id"], int)
+
+
+def test_a_single_decoded_or_damaged_sample_is_what_a_batch_gives(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60)
+    stream = store.stream(["photo", "id"])
+    assert np.array_equal(stream.sample(key=11)["photo"].numpy().transpose(1, 2, 0), picture(11))
+    raw = store.stream(["photo", "id"], transforms={"photo": Raw()})
+    assert raw.sample(key=11)["photo"] == bytes(raw.take(keys=[11])["photo"][0])
+    row = int(raw.take(keys=[5])["_rows"][0])
+    extents = raw._sources[0].extents["photo"]
+    with open(extents.paths[extents.file[row]], "r+b") as file:
+        file.seek(int(extents.offset[row]) + 3)
+        file.write(b"\xff\x00\xff")
+    with pytest.raises(CorruptionError):
+        raw.sample(key=5)
+    assert raw.sample(key=6)["id"] == 6
+    for wrong in ({}, {"row": 1, "key": 1}, {"row": 60}, {"row": -1}):
+        with pytest.raises(InputError):
+            raw.sample(**wrong)
 
 
 def test_rows_of_a_batch_can_be_taken_again_with_the_same_augmentation(store: Store) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from deeplake_loader.decode.transforms import Raw
 from deeplake_loader.errors import InputError, NotFoundError
-from deeplake_loader.stream.columns import Scalars
+from deeplake_loader.stream.columns import Scalars, Vectors
 from deeplake_loader.stream.device import Batch
 from deeplake_loader.stream.loading import Loader
 from deeplake_loader.stream.passes import open_feeds
@@ -71,6 +73,25 @@ class Access:
             work.release()
         del batch["_cursor"]
         return batch
+
+    def sample(self, row: int, source: int, epoch: int) -> dict[str, Any]:
+        """One row's values: numbers as Python has them, tensors without a batch dimension, bytes where nothing decodes
+        them."""
+        feed = self._loader.feeds[source]
+        found: dict[str, Any] = {}
+        for column in feed.source.columns:
+            if isinstance(column, Scalars):
+                value = column.values[row]
+                found[column.name] = value.item() if isinstance(value, np.generic) else value
+            elif isinstance(column, Vectors):
+                address = int(column.addresses[row])
+                found[column.name] = torch.from_numpy(feed.reader.vector(address)) if address else None
+            elif column.transform is None or isinstance(column.transform, Raw):
+                found[column.name] = feed.reader.read_one(feed.extents[column.name], row)
+            else:
+                batch = self.take(np.array([row], np.int64), source, epoch)
+                return {name: value[0] for name, value in batch.items() if not name.startswith("_")}
+        return found
 
     def rows(self, keys: Sequence[Any], source: int) -> Indices:
         """The row numbers of these primary keys.
