@@ -8,11 +8,25 @@ iterates (`Batches`).
 
 from __future__ import annotations
 
+from deeplake_loader.stream.buckets import Budget
 from deeplake_loader.stream.build import build_stream
+from deeplake_loader.stream.collate import Pad
 from deeplake_loader.stream.dataset import Batches, Stream
 from deeplake_loader.stream.failures import BadSample
+from deeplake_loader.stream.mixing import mix
 from deeplake_loader.stream.payloads import Payloads
 from deeplake_loader.stream.state import state_from_loader
 from deeplake_loader.stream.stats import Stats
 
-__all__ = ["BadSample", "Batches", "Payloads", "Stats", "Stream", "build_stream", "state_from_loader"]
+__all__ = [
+    "BadSample",
+    "Batches",
+    "Budget",
+    "Pad",
+    "Payloads",
+    "Stats",
+    "Stream",
+    "build_stream",
+    "mix",
+    "state_from_loader",
+]

@@ -20,7 +20,7 @@ from deeplake_loader.errors import InputError
 from deeplake_loader.order import Tail
 from deeplake_loader.stream.picks import Indices, Picker, Picks
 from deeplake_loader.stream.schedule import Bools, Cursor, Step
-from deeplake_loader.stream.weights import row_name
+from deeplake_loader.stream.weights import Key, row_name
 
 BINS_VERSION = 1
 """Part of the state of every stream of bins. A change of anything below that changes a bin must raise it."""
@@ -300,6 +300,9 @@ class BinSchedule:
         bins = _kept(self.binner.bins(epoch), drop=self.tail == "drop")
         return bins.picks.sample(int(bins.starts[position]))
 
+    def limited(self, count: int) -> BinSchedule:
+        return BinSchedule(LimitedBins(self.binner, count), self.rank, self.world_size, self.tail)
+
 
 def bucket_codes(values: npt.NDArray[Any] | Sequence[Any]) -> tuple[Indices, dict[Any, int]]:
     """Each row's bucket as a number, and the number of every value: in order of type name, then value.
@@ -318,9 +321,7 @@ def bucket_codes(values: npt.NDArray[Any] | Sequence[Any]) -> tuple[Indices, dic
     return np.fromiter((number[v] for v in values), np.int64, len(values)), number
 
 
-def checked_costs(
-    values: npt.NDArray[Any] | Sequence[Any], keys: Sequence[Sequence[Any]], budget: Budget
-) -> npt.NDArray[Any]:
+def checked_costs(values: npt.NDArray[Any] | Sequence[Any], keys: Sequence[Key], budget: Budget) -> npt.NDArray[Any]:
     """The costs as integers or floats, each within the budget.
 
     Raises:

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from deeplake_loader.errors import InputError, StateError
 from deeplake_loader.stream import state as states
 from deeplake_loader.stream.clock import Clock
+from deeplake_loader.stream.collate import MapBatch
 from deeplake_loader.stream.device import Batch
 from deeplake_loader.stream.options import Options, whole
 from deeplake_loader.stream.passes import Pass
@@ -48,6 +49,25 @@ class Stream(IterableDataset[Batch]):
     ) -> Stream:
         """A stream of the same parts but these, which begins at its own epoch 0."""
         return Stream(sources or self._sources, schedule or self._schedule, replace(self._options, **options))
+
+    # -- other streams of the same rows ----------------------------------------------------------------------------
+
+    def limit(self, count: int) -> Stream:
+        """A stream of the first ``count`` rows of every epoch (of its batches, where they are made by bucket or budget
+        or mixed one by one); shuffled, these are others in each epoch."""
+        return self._with(schedule=self._schedule.limited(whole("limit", count)))
+
+    def map(self, fn: MapBatch) -> Stream:
+        """A stream whose batches ``fn`` has changed: it is given each batch, a dict, and returns one.
+
+        It runs in the stream's threads, beside training and before the copy to a device; several run one behind the
+        other. Keys of the stream's own (``_cursor``, ``_rows``, ``_keys``, ``valid`` ...) that it leaves out are put
+        back. What it raises ends the pass, with a note that names the batch's keys. DataLoader workers that are
+        spawned need a function that pickles.
+
+        >>> scaled = stream.map(lambda batch: {**batch, "photo": batch["photo"] / 255})          # doctest: +SKIP
+        """
+        return self._with(shaping=self._options.shaping.mapped(fn))
 
     def _forget(self) -> None:
         """What belongs to one process: nothing of it goes into a copy."""

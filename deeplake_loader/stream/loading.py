@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from deeplake_loader.decode import transforms
-from deeplake_loader.errors import DecodeError, DeeplakeError, InputError
+from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError, InputError, StoreError
 from deeplake_loader.extents import Extents
-from deeplake_loader.reader import DAMAGE, Reader
+from deeplake_loader.reader import Reader
 from deeplake_loader.stream.collate import Shaping
 from deeplake_loader.stream.columns import Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
+_STAND_INS = 100
+"""Rows tried, one after the other, for a batch without one good sample."""
 _NAMED = 8
 """Rows and files that a message names."""
 
@@ -151,17 +153,16 @@ class Loader:
         return feed.parts(rows, draw, pin=self.mover is not None, decoder=self.decoder)
 
     def stand_in(self, step: Step) -> tuple[Step, dict[str, Part]]:
-        """A good row in place of a batch that has none: 1, 2, 4, 8 ... rows behind its own, the first that is good, so
-        the same one in every run, and soon out of a stretch of damage.
+        """A good row in place of a batch that has none: the first behind its own, so the same one in every run.
 
         Raises:
-            DeeplakeError: none of these is good; the error of the last.
+            DeeplakeError: 100 rows in a row are bad; the error of the last.
         """
         source = 0 if step.sources is None else int(step.sources[0])
         feed, last = self.feeds[source], int(step.rows[-1])
         error: DeeplakeError | None = None
-        for k in range(feed.source.count.bit_length()):
-            row = np.array([(last + (1 << k)) % feed.source.count], np.int64)
+        for k in range(min(_STAND_INS, feed.source.count)):
+            row = np.array([(last + 1 + k) % feed.source.count], np.int64)
             own = Step(row, None, step.epoch, step.after, None if step.sources is None else np.array([source]))
             parts = self.parts(own)
             for part in parts.values():
@@ -256,13 +257,7 @@ class BatchWork:
                     verdict = self._verdict(sample, part, place)
                     if verdict is not None and verdicts.get(place) != "skip":
                         verdicts[place] = verdict
-        if not verdicts:
-            return bad, None
-        first = named(bad[min(verdicts)])
-        log.warning(
-            "%d bad samples in the batch at %s were left out or replaced: %s", len(bad), self._step.after, first
-        )
-        return bad, mend(len(self._step.rows), verdicts, self._step.valid)
+        return bad, mend(len(self._step.rows), verdicts, self._step.valid) if verdicts else None
 
     def _verdict(self, sample: BadSample, part: Part, place: int) -> Verdict | None:
         """What becomes of the place; None where a function gave its value."""
@@ -271,6 +266,7 @@ class BatchWork:
         if isinstance(answer, str) and answer == "raise":
             raise named(sample)
         if isinstance(answer, str) and answer in ("skip", "replace"):
+            log.warning("%s: %s", "left out" if answer == "skip" else "replaced", named(sample))
             return "skip" if answer == "skip" else "replace"
         if answer is None:
             raise InputError("on_error gave None; return 'skip', 'replace', 'raise' or a value for the column")
@@ -287,7 +283,7 @@ class BatchWork:
 def named(sample: BadSample) -> DeeplakeError:
     """The sample's error, with its column and key."""
     error = sample.error
-    if isinstance(error, DAMAGE):
+    if isinstance(error, CorruptionError | StoreError):
         return error
     found = DecodeError(f"column {sample.column!r}, sample {sample.key!r}: {error}", key=sample.key)
     found.__cause__ = error

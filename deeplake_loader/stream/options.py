@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from deeplake_loader.errors import InputError
+from deeplake_loader.stream.collate import Shaping
 from deeplake_loader.stream.failures import OnError, check_policy
 
 
@@ -27,6 +28,7 @@ class Options:
     max_errors: int | None = 100
     timeout_s: float | None = 120.0
     progress: bool = False
+    shaping: Shaping = field(default_factory=Shaping)
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cpu", "cuda"):

@@ -48,7 +48,7 @@ class Pass(Iterator[Batch]):
         self._bar = _bar(options, schedule, cursor) if worker is None else None
         feeds, close = open_feeds(sources, spare=options.prefetch + 2)
         try:
-            loader = Loader(feeds, options.seed, options.on_error, mover)
+            loader = Loader(feeds, options.seed, options.on_error, mover, shaping=options.shaping)
             self._pipeline: Pipeline[Step, Made] = Pipeline(
                 schedule.batches(cursor, first=assigned.first, stride=assigned.stride),
                 loader.read,

@@ -7,14 +7,14 @@ step takes the same number of them, its ``pace``, on every rank: so one cursor m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader.order import Share
-from deeplake_loader.stream.picks import Picker
+from deeplake_loader.stream.picks import Limited, Picker
 
 Cursor = tuple[int, int]
 """(epoch, position)."""
@@ -71,6 +71,9 @@ class Schedule(Protocol):
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
         """(source, row) at a position."""
 
+    def limited(self, count: int) -> Schedule:
+        """The same with the first ``count`` positions of every epoch alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowSchedule:
@@ -118,3 +121,7 @@ class RowSchedule:
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
         return self.picker.picks(epoch).sample(position)
+
+    def limited(self, count: int) -> RowSchedule:
+        picker = Limited(self.picker, count)
+        return RowSchedule(picker, replace(self.share, count=picker.count))

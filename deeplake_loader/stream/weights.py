@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,12 @@ WEIGHTS_VERSION = 1
 
 _DRAWS = 16  # which question the random words answer; order.py has its own
 _REPEAT_BITS = 32  # an epoch's k-th draw of one row is augmented as epoch + k * 2**32
+
+
+class Key(Protocol):
+    """A column of primary keys."""
+
+    def __getitem__(self, row: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def _occurrences(rows: Indices) -> Indices:
 
 
 def weighted(
-    values: npt.NDArray[Any] | Sequence[Any], keys: Sequence[Sequence[Any]], *, count: int | None, seed: int
+    values: npt.NDArray[Any] | Sequence[Any], keys: Sequence[Key], *, count: int | None, seed: int
 ) -> Weighted:
     """The draws of a column of weights.
 
@@ -116,7 +122,7 @@ def _float(value: object) -> float:
         return float("nan")
 
 
-def row_name(keys: Sequence[Sequence[Any]], row: int) -> str:
+def row_name(keys: Sequence[Key], row: int) -> str:
     """What a message calls a row: its key, or its number where the query has none."""
     if not keys:
         return f"row {row}"
