@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.types import ORDINAL_BITS
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS
 
 ORDER_VERSION = 1
 """Part of every stream state. A change of anything below that changes an order must raise it."""
@@ -47,7 +47,7 @@ def canonical(addresses: Sequence[Indices], keys: Sequence[Sequence[Any]] = ()) 
     None when the rows are in that order already, which costs one pass to see. SQL gives rows without ORDER BY in any
     order it likes; the same query on the same data must give the same epoch.
 
-    Takes 16 bytes per row while it sorts: address and row number are packed into one word, and words are sorted 8
+    Takes 24 bytes per row while it sorts: address and row number are packed into one word, and words are sorted 8
     times as fast as an argsort; a set whose addresses repeat, or need more bits than that, costs a lexsort.
 
     >>> canonical([np.array([30, 10, 20])]).tolist()
@@ -61,15 +61,20 @@ def canonical(addresses: Sequence[Indices], keys: Sequence[Sequence[Any]] = ()) 
 
 
 def _packed_order(column: Indices) -> Indices | None:
-    """The permutation that sorts a column without repeats; None where there are some, or one word is too small."""
-    low, place_bits = int(column.min()), len(column).bit_length()
-    if (int(column.max()) - low).bit_length() + place_bits > _WORD_BITS:
+    """The permutation that sorts addresses without repeats; None where there are some, or one word is too small."""
+    place_bits, ordinals = len(column).bit_length(), column & MAX_ORDINAL
+    ordinal_bits = int(ordinals.max()).bit_length()
+    words = column >> ORDINAL_BITS
+    low = int(words.min())
+    if (int(words.max()) - low).bit_length() + ordinal_bits + place_bits > _WORD_BITS:
         return None
-    words = (column - low) << place_bits
+    words -= low
+    words <<= ordinal_bits
+    words |= ordinals
+    words <<= place_bits
     words |= np.arange(len(column))
     words.sort()
-    values = words >> place_bits
-    if bool((values[1:] == values[:-1]).any()):
+    if bool(((words[1:] >> place_bits) == (words[:-1] >> place_bits)).any()):
         return None
     words &= (1 << place_bits) - 1
     return words
@@ -113,13 +118,13 @@ def cut_blocks(addresses: Indices, lengths: Indices, *, block_bytes: int = BLOCK
     ends = np.cumsum(weights)
     target = min(block_bytes, max(1, int(ends[-1]) // LEAST_BLOCKS))
     files = addresses >> ORDINAL_BITS
-    fresh = np.empty(count, np.bool_)
-    fresh[0], fresh[1:] = True, files[1:] != files[:-1]
-    begins = ends - weights
-    within = begins - begins[np.flatnonzero(fresh)][np.cumsum(fresh) - 1]
-    cell = within // target
-    fresh[1:] |= cell[1:] != cell[:-1]
-    return np.append(np.flatnonzero(fresh), count).astype(np.int64)
+    starts = np.append(0, np.flatnonzero(files[1:] != files[:-1]) + 1)
+    begins = np.subtract(ends, weights, out=weights)
+    first = begins[starts]
+    cuts = (np.append(first[1:], ends[-1]) - first - 1) // target  # inside each file, at multiples of the target
+    number = np.arange(int(cuts.sum())) - np.repeat(np.cumsum(cuts) - cuts, cuts) + 1
+    inside = np.searchsorted(begins, np.repeat(first, cuts) + number * target)
+    return np.union1d(np.append(starts, count), inside).astype(np.int64, copy=False)
 
 
 def random_words(count: int, *, seed: int, epoch: int, purpose: int, start: int = 0) -> npt.NDArray[np.uint64]:
