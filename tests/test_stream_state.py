@@ -21,6 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from deeplake_loader.errors import StateError
 from deeplake_loader.stream import Stream, build_stream, dataset, state_from_loader
+from deeplake_loader.stream.mixing import mix
 from deeplake_loader.stream.schedule import RowSchedule
 
 ONE = ["id"]
@@ -503,3 +504,39 @@ def test_torchs_distributed_checkpoint_takes_the_stream_itself(store: Store, tmp
     checkpoint.save({"stream": stream}, checkpoint_id=tmp_path, no_dist=True)
     checkpoint.load({"stream": other}, checkpoint_id=tmp_path, no_dist=True)
     assert other.state_dict() == stream.state_dict() and flat(other) == epoch_of(store, 0)[24:]
+
+
+# -- every schedule ----------------------------------------------------------------------------------------------------
+
+MADE = {
+    "limit": lambda store: one(store).limit(50),
+    "weight": lambda store: one(store, weight="id"),
+    "bucket": lambda store: store.stream(["id", "flag"], num_threads=1, bucket_by="flag"),
+    "mix": lambda store: mix({one(store): 3, one(store, seed=5): 1}, seed=2),
+    "single": lambda store: mix({one(store): 3, one(store, seed=5, batch_size=4): 1}, seed=2, batches="single"),
+    "ranks": lambda store: one(store, rank=1, world_size=3),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_every_schedule_goes_on_from_its_workers_states(
+    store: Store, make: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make(store)
+    batches = [(ids(batch), plain.state_at(batch)) for _ in range(3) for batch in plain]
+    done, state = 0, None
+    for stop in (3, 2, 5):
+        stream = make(store)
+        loader = Workers(stream, workers, 1, monkeypatch)
+        if state is not None:
+            loader.load(json.loads(json.dumps(state)))
+        for _, batch in zip(range(stop), loader.batches(), strict=False):
+            assert (ids(batch), stream.state_at(batch)) == batches[done]
+            done, state = done + 1, loader.state_dict()
+            assert state_from_loader(state) == stream.state_at(batch)
+    assert state is not None
+    stream = make(store)
+    stream.load_state_dict(state_from_loader(state))
+    rest = [(ids(batch), stream.state_at(batch)) for _ in range(2) for batch in stream]
+    assert rest == batches[done : done + len(rest)] and len(rest) > len(stream)
