@@ -205,7 +205,8 @@ class Stream(IterableDataset[Batch]):
         return self._state(*(self._seen or self._clock.peek()))
 
     def state_at(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The state after this batch, right under every loader and number of workers."""
+        """The state after this batch, right under every loader and number of workers that gives batches in order (the
+        default; not with ``in_order=False``)."""
         try:
             epoch, position = map(int, batch["_cursor"])
         except (KeyError, TypeError, ValueError) as error:
