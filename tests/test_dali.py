@@ -10,6 +10,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageOps
 
+import deeplake_loader as deeplake
 from deeplake_loader.codecs import MediaInfo, encode
 from deeplake_loader.codecs.gops import pack, unpack
 from deeplake_loader.decode import cpu, dali, engine, nvdec
@@ -105,16 +107,19 @@ def difference(ours: torch.Tensor, reference: np.ndarray) -> tuple[float, int]:
 
 @settings(max_examples=20)
 @given(
-    size=st.sampled_from([None, 64, (48, 80), (150, 40)]),
-    crop=st.sampled_from(["center", "none", "random_resized"]),
+    size=st.sampled_from([None, 64, (60, 80), (150, 70)]),
+    crop=st.sampled_from(["center", "none", "random", "random_resized"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "lanczos"]),
+    antialias=st.booleans(),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
     layout=st.sampled_from(["CHW", "HWC"]),
     epoch=st.integers(0, 5),
 )
-def test_both_engines_give_the_same_augmented_images(decoder, size, crop, flip, layout, epoch):
-    if size is None and crop == "random_resized":
-        crop = "center"
-    transform = Image(size=size, crop=crop, flip=flip, layout=layout)
+def test_both_engines_give_the_same_augmented_images(
+    decoder, size, crop, interpolation, antialias, flip, layout, epoch
+):  # fmt: skip
+    crop = "center" if size is None else crop
+    transform = Image(size=size, crop=crop, flip=flip, layout=layout, interpolation=interpolation, antialias=antialias)
     draws = [Draw(0, epoch, i, "photo") for i in range(len(JPEGS))]
     found = decoder.decode_images(JPEGS, transform, draws)
     for data, draw, ours in zip(JPEGS, draws, found, strict=True):
@@ -156,6 +161,20 @@ def test_formats_and_modes_that_dali_has_no_rule_for_are_the_cpu_engines(decoder
         assert difference(ours, cpu.decode(data, IMAGE)) == (0, 0)
 
 
+def test_large_photos_are_close_to_those_that_the_cpu_engine_shrinks_while_it_decodes(decoder):
+    large = [saved(photo(i, 900 + i, 700), quality=90) for i in range(4)]
+    for size in (64, 200):
+        found = decoder.decode_images(large, Image(size=size), [None] * 4)
+        for data, ours in zip(large, found, strict=True):
+            assert difference(ours, cpu.decode(data, IMAGE, Image(size=size)))[0] < 1.5
+
+
+def test_a_filter_that_dali_lacks_is_the_cpu_engines(decoder):
+    transform = Image(size=40, interpolation="area")
+    [ours] = decoder.decode_images(JPEGS[:1], transform, [None])
+    assert not decoder.takes(transform) and difference(ours, cpu.decode(JPEGS[0], IMAGE, transform)) == (0, 0)
+
+
 def test_grey_images_have_one_channel(decoder):
     [ours] = decoder.decode_images([JPEGS[0]], Image(mode="L"), [None])
     assert difference(ours, cpu.decode(JPEGS[0], IMAGE, Image(mode="L"))) == (0, 0)
@@ -177,8 +196,8 @@ DAMAGED = {
 def test_a_bad_image_is_one_typed_error_and_costs_no_other(decoder, kind, place):
     items = JPEGS[:5]
     items[place] = DAMAGED[kind]
-    transform = Image(size=32)
-    out = decoder.empty((5, 3, 32, 32))
+    transform = Image(size=64)
+    out = decoder.empty((5, 3, 64, 64))
     found = decoder.decode_images(items, transform, [None] * 5, out)
     for i, (data, ours) in enumerate(zip(items, found, strict=True)):
         if i == place and kind != "coded data cut":
@@ -512,14 +531,6 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_dali_is_imported_when_it_is_used_and_not_before():
-    code = (
-        "import sys, deeplake_loader.stream, deeplake_loader.decode.dali, deeplake_loader.decode.engine\n"
-        "print('nvidia.dali' in sys.modules)"
-    )
-    assert run(code).strip() == "False"
-
-
 def test_using_dali_after_a_fork_raises_at_once():
     code = """
 import io, os, sys, numpy, torch
@@ -560,3 +571,157 @@ print("parent:", made.decode_images([file.getvalue()], Image(), [None])[0].shape
     assert [line.split(":")[0] for line in lines] == ["worker", "child", "child", "parent"]
     assert all("'spawn' or 'forkserver'" in line for line in lines[:3])
     assert "torch.Size([3, 32, 32])" in lines[3]
+
+
+# streams
+
+
+@pytest.fixture
+def photos(tmp_path) -> deeplake.Database:
+    """24 photos, every fifth a PNG, and a clip to each; keys from 100 on."""
+    with deeplake.connect(tmp_path / "store") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, photo IMAGE, clip VIDEO)")
+        clips = [*CLIPS.values(), clip("libx264", 8)]
+        rows = [
+            {"id": 100 + i, "photo": saved(photo(i), "PNG" if i % 5 == 4 else "JPEG"), "clip": clips[i % 4][0]}
+            for i in range(24)
+        ]
+        db.insert("t", rows)
+        yield db
+
+
+TRANSFORMS = {
+    "photo": Image(size=64, crop="random_resized", flip=0.5),
+    "clip": Video(num_frames=4, size=(32, 48), crop="random_resized", flip=0.5, sampling="segments"),
+}
+
+
+def batches(db: deeplake.Database, **options: object) -> list[dict]:
+    options = {"batch_size": 7, "shuffle": True, "seed": 3, "transforms": TRANSFORMS, "num_threads": 2, **options}
+    return list(db.stream("SELECT id, photo, clip FROM t", **options))
+
+
+def test_a_stream_gives_the_same_batches_from_either_engine(photos):
+    for ours, theirs in zip(batches(photos, engine="dali"), batches(photos), strict=True):
+        assert ours["id"].tolist() == theirs["id"].tolist() and ours["_cursor"] == theirs["_cursor"]
+        for name, allowed in (("photo", 0.3), ("clip", 2)):
+            assert difference(ours[name], theirs[name].numpy())[0] <= allowed
+        png = ours["id"] % 5 == 4
+        assert torch.equal(ours["photo"][png], theirs["photo"][png])
+
+
+def test_floats_of_a_stream_are_made_of_dalis_bytes(photos):
+    photo = dataclasses.replace(TRANSFORMS["photo"], dtype="float32", normalize=((0.5,), (0.25,)))
+    for ours, plain in zip(
+        batches(photos, engine="dali", transforms={**TRANSFORMS, "photo": photo}), batches(photos, engine="dali"),
+        strict=True,
+    ):  # fmt: skip
+        expected = (plain["photo"].float() / 255 - 0.5) / 0.25
+        assert ours["photo"].dtype == torch.float32 and torch.allclose(ours["photo"], expected, atol=1e-5)
+        assert torch.equal(ours["clip"], plain["clip"])
+
+
+def test_a_function_may_give_the_value_of_a_bad_sample(photos):
+    photos.insert("t", [{"id": 99, "photo": DAMAGED["stub"], "clip": None}], validate="none")
+    grey = torch.full((3, 64, 64), 0.25)
+    transform = Image(size=64, dtype="float32")
+    stream = photos.stream(
+        "SELECT photo FROM t ORDER BY id", batch_size=5, transforms={"photo": transform}, engine="dali",
+        on_error=lambda sample: grey,
+    )  # fmt: skip
+    assert torch.equal(next(iter(stream))["photo"][0], grey)
+
+
+def test_whole_batches_are_decoded_on_one_thread_of_their_own(photos, monkeypatch):
+    seen = set()
+    real = DaliDecoder.decode_images
+
+    def noted(self, items, *rest):
+        seen.add((threading.current_thread().name, len(items)))
+        return real(self, items, *rest)
+
+    monkeypatch.setattr(DaliDecoder, "decode_images", noted)
+    batches(photos, engine="dali")
+    assert {name for name, _ in seen} == {"deeplake-whole"} and max(count for _, count in seen) >= 5
+    assert not any(thread.name == "deeplake-whole" for thread in threading.enumerate())
+    batches(photos)
+    assert len({name for name, _ in seen}) == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "replace"])
+def test_a_bad_sample_of_a_stream_costs_no_other(photos, policy):
+    photos.insert("t", [{"id": 99, "photo": DAMAGED["huffman table broken"], "clip": None}], validate="none")
+    options = {"batch_size": 25, "transforms": {"photo": Image(size=64)}, "on_error": policy}
+    query = "SELECT id, photo FROM t ORDER BY id"
+    [ours], [theirs] = (list(photos.stream(query, engine=e, **options)) for e in ("dali", "cpu"))
+    assert ours["id"].tolist() == theirs["id"].tolist() and len(ours["_bad"]) == 1 == len(theirs["_bad"])
+    assert difference(ours["photo"], theirs["photo"].numpy())[0] < 0.3
+    with pytest.raises(DecodeError, match="'photo'"):
+        list(photos.stream(query, batch_size=25, transforms={"photo": Image(size=64)}, engine="dali"))
+
+
+def test_images_of_their_own_sizes_and_nullable_columns_are_the_cpu_engines(photos):
+    for ours, theirs in zip(batches(photos, engine="dali", transforms={}), batches(photos, transforms={}), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours["photo"], theirs["photo"], strict=True))
+    photos.insert("t", [{"id": 1, "photo": None, "clip": None}])
+    found = batches(photos, engine="dali", batch_size=30)[0]["photo"]
+    assert sum(value is None for value in found) == 1
+
+
+def test_an_engine_of_another_name_is_refused(photos):
+    with pytest.raises(InputError, match="auto, cpu, dali"):
+        photos.stream("SELECT photo FROM t", batch_size=2, engine="gpu")
+
+
+def test_dali_is_imported_only_where_it_is_asked_for(photos):
+    code = """
+import sys
+import threading
+
+class Blocked:
+    asked = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[:2] == ["nvidia", "dali"]:
+            self.asked = True
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+blocked = Blocked()
+sys.meta_path.insert(0, blocked)
+import deeplake_loader as deeplake
+import deeplake_loader.decode.dali
+db = deeplake.connect(sys.argv[1])
+stream = db.stream("SELECT photo FROM t", batch_size=8, transforms={"photo": deeplake.Image(size=32)})
+print(sum(len(batch["photo"]) for batch in stream), blocked.asked)
+try:
+    next(iter(db.stream("SELECT photo FROM t", batch_size=8, engine="dali")))
+except deeplake.errors.InputError as error:
+    print(error)
+"""
+    count, message = run(code, photos.root).splitlines()
+    assert count == "24 False" and "deeplake-loader[dali]" in message
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_dataloader_decode_by_dali_if_they_are_spawned(photos, method):
+    stream = photos.stream(
+        "SELECT id, photo FROM t", batch_size=8, transforms={"photo": TRANSFORMS["photo"]}, engine="dali"
+    )
+    loader = torch.utils.data.DataLoader(
+        stream, batch_size=None, num_workers=1, multiprocessing_context=method, timeout=60
+    )
+    if method == "fork":
+        with pytest.raises(InputError, match="'spawn' or 'forkserver'"):
+            next(iter(loader))
+    else:
+        assert next(iter(loader))["photo"].shape == (8, 3, 64, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_checks_of_a_gpu_hold():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_media.py", "--device", "gpu"],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

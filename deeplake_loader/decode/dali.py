@@ -25,6 +25,7 @@ from deeplake_loader.codecs.headers import read_jpeg, sniff_image
 from deeplake_loader.codecs.info import MAX_PIXELS, MediaInfo
 from deeplake_loader.decode import cpu, nvdec
 from deeplake_loader.decode.forks import check_process, note_use
+from deeplake_loader.decode.normalize import to_bytes
 from deeplake_loader.decode.slots import size_of
 from deeplake_loader.decode.transforms import Draw, Image, Size, Video, crop_box
 from deeplake_loader.decode.video import chosen_frames
@@ -44,6 +45,11 @@ _MOST_THREADS = 16  # each takes 24 MiB of host and device memory on a GPU
 
 _FILL = (1, 254, 3)
 """The colour DALI gives frames that it does not find; the default, black, could not be told from a dark scene."""
+
+_FILTERS = {
+    "nearest": "INTERP_NN", "bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC", "lanczos": "INTERP_LANCZOS3",
+}  # fmt: skip
+"""DALI's filters that are Pillow's; it has none like "area"."""
 
 _CPU_CODECS = frozenset(("vp8", "vp9", "mjpeg"))
 
@@ -109,10 +115,11 @@ class _Cuda(_Host):
 class DaliDecoder:
     """Decodes JPEG images and clips, whole batches at a time; several threads may call it, one is served at once.
 
-    Results are uint8, in the transform's layout, as the CPU engine gives them: decoded JPEG pixels on the CPU equal
-    Pillow's; resized ones differ from the CPU engine's by 0.1 grey levels in the mean and up to 16 at sharp edges; RGB
-    from video by 2 in the mean. An item that DALI does not decode is decoded by the CPU engine, so what is refused is
-    the same; damage that libjpeg only warns of is refused by that engine alone.
+    Results are uint8 in the transform's layout, the first step towards its floats (`decode.normalize`), as the CPU
+    engine gives them: decoded JPEG pixels on the CPU equal Pillow's; resized ones differ from the CPU engine's by 0.3
+    grey levels in the mean and up to 16 at sharp edges, 1.5 in the mean where that engine shrinks a JPEG while it
+    decodes it; RGB from video by 2 in the mean. An item that DALI does not decode is decoded by the CPU engine, so what
+    is refused is the same; damage that libjpeg only warns of is refused by that engine alone.
 
     Args:
         device: "gpu" or "cpu".
@@ -136,6 +143,10 @@ class DaliDecoder:
         note_use()
         self._lock = threading.Lock()
         self._told = False
+
+    def takes(self, transform: Image | Video) -> bool:
+        """Whether DALI resizes as the transform asks."""
+        return transform.interpolation in _FILTERS
 
     def takes_image(self, data: Data) -> bool:
         """Whether DALI decodes the image better than the CPU engine: JPEG; the other formats have no GPU decoder."""
@@ -166,7 +177,8 @@ class DaliDecoder:
             out: uint8 tensors to decode into, which are then the results.
         """
         job = _Job(self, items, [MediaInfo("image")] * len(items), transform, draws, out)
-        sizes = {i: size for i, data in enumerate(items) if (size := _jpeg_size(data)) is not None}
+        able = self.takes(transform)
+        sizes = {i: size for i, data in enumerate(items) if able and (size := _jpeg_size(data)) is not None}
         job.run({i: 3 * size[0] * size[1] for i, size in sizes.items()}, partial(self._images, job, transform))
         return job.results
 
@@ -183,7 +195,7 @@ class DaliDecoder:
         numbers: dict[int, list[int]] = {}
         weights: dict[int, int] = {}
         for i, info in enumerate(infos):
-            if self.takes_video(items[i], info):
+            if self.takes(transform) and self.takes_video(items[i], info):
                 try:
                     chosen = chosen_frames(info, transform, draws[i])
                 except DimensionError:  # the CPU engine says so
@@ -275,8 +287,8 @@ class DaliDecoder:
             size=self._batch([np.array(asked or size, np.float32) for size in sizes]),
             roi_start=self._batch(starts),
             roi_end=self._batch(ends),
-            interp_type=self._types.INTERP_LINEAR,
-            antialias=True,
+            interp_type=getattr(self._types, _FILTERS[transform.interpolation]),
+            antialias=transform.antialias,
             device=self._place.kind,
         )
 
@@ -296,7 +308,7 @@ class _Job:
         draws: Sequence[Draw | None],
         out: Slots | None,
     ) -> None:
-        self._decoder, self._transform, self._out = decoder, transform, out
+        self._decoder, self._transform, self._out = decoder, to_bytes(transform), out
         self.items, self.infos, self.draws = items, infos, draws
         self._found: dict[int, Decoded] = {}
 

@@ -68,12 +68,12 @@ def takes(
     decoder: DaliDecoder, transform: Transform | None, infos: Sequence[MediaInfo], items: Sequence[Data | None]
 ) -> list[int]:
     """The places of the items that DALI decodes; the CPU engine has the others."""
+    if not isinstance(transform, Image | Video) or not decoder.takes(transform):
+        return []
     pairs = [(i, data, info) for i, (data, info) in enumerate(zip(items, infos, strict=True)) if data is not None]
     if isinstance(transform, Image):
         return [i for i, data, _ in pairs if decoder.takes_image(data)]
-    if isinstance(transform, Video):
-        return [i for i, data, info in pairs if decoder.takes_video(data, info)]
-    return []
+    return [i for i, data, info in pairs if decoder.takes_video(data, info)]
 
 
 def decode_batch(
