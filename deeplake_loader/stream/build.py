@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from deeplake_loader.columnar import ColumnarRows, columnar
+from deeplake_loader.decode.engine import Engine
 from deeplake_loader.errors import InputError, TypeMismatchError
 from deeplake_loader.order import LANES, Order, Share, Tail
 from deeplake_loader.rows import RowSet
@@ -56,6 +57,7 @@ def build_stream(
     max_errors: int | None = 100,
     timeout_s: float | None = 120.0,
     progress: bool = False,
+    engine: Engine = "auto",
     lanes: int = LANES,
     weight: str | None = None,
     num_samples: int | None = None,
@@ -88,12 +90,15 @@ def build_stream(
         on_error: a sample that is damaged or cannot be decoded raises its error ("raise"), is left out of its batch
             ("skip"), or is replaced by another one of the batch ("replace"), marked in ``valid``. Or a function of the
             `BadSample`, called on a thread of the stream, that gives one of these words or a value to put in the
-            column's place. Positions never move. A batch without one good sample repeats the next good row of the
-            stream instead, all of it marked as not valid (one row under "skip").
+            column's place. Positions never move. A batch without one good sample repeats a good row from
+            further on instead, all of it marked as not valid (one row under "skip").
         max_errors: bad samples in a row after which `SampleErrors` lists their keys; None for no limit.
         timeout_s: seconds without any progress on the next batch, as with a storage that hangs, after which
             `StalledError` names its rows, files and stage; None to wait for ever.
         progress: show a progress bar over the epoch (tqdm).
+        engine: what decodes images and clips. "auto": DALI for batches on a CUDA device, where it is installed (the
+            extra ``dali``), and for what it cannot decode, and everywhere else, the CPU engine; "cpu": never DALI;
+            "dali": DALI also for batches on the CPU, an error without it. Crops, flips and frames are the same.
         lanes: of the order; part of the state.
         weight: a column: rows are drawn with replacement, in proportion to it, ``num_samples`` (default: as many as
             there are rows) an epoch. `Database.stream` takes a SQL expression, too.
@@ -113,7 +118,9 @@ def build_stream(
     if isinstance(rows, RowSet):
         rows = columnar(rows)
     seed = whole("seed", seed)
-    options = Options(torch_device(device), prefetch, num_threads, on_error, seed, max_errors, timeout_s, progress)
+    options = Options(
+        torch_device(device), prefetch, num_threads, on_error, seed, max_errors, timeout_s, progress, engine=engine
+    )
     lanes = whole("lanes", lanes) if shuffle else 1
     ranks = find_ranks(rank=rank, world_size=world_size, mesh=mesh, mesh_dim=mesh_dim, process_group=process_group)
     keep_order, by_bucket = ordered and not shuffle, _by_bucket(transforms or {}, bucket_by)

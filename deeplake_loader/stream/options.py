@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
+from deeplake_loader.decode.engine import Engine
 from deeplake_loader.errors import InputError
 from deeplake_loader.stream.collate import Shaping
 from deeplake_loader.stream.failures import OnError, check_policy
@@ -29,6 +31,7 @@ class Options:
     timeout_s: float | None = 120.0
     progress: bool = False
     shaping: Shaping = field(default_factory=Shaping)
+    engine: Engine = "auto"
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cpu", "cuda"):
@@ -38,6 +41,8 @@ class Options:
         if self.num_threads is not None and whole("num_threads", self.num_threads) < 1:
             raise InputError(f"num_threads must be at least 1, got {self.num_threads}")
         check_policy(self.on_error)
+        if self.engine not in get_args(Engine):
+            raise InputError(f"engine={self.engine!r} is none of {', '.join(get_args(Engine))}")
         if self.max_errors is not None and whole("max_errors", self.max_errors) < 0:
             raise InputError(f"max_errors must be 0 or more, or None for no limit, got {self.max_errors}")
         if self.timeout_s is not None and not self.timeout_s > 0:
