@@ -66,6 +66,16 @@ class Normalize:
         )
         return done.reshape(pixels.shape) if out is None else out
 
+    def floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The floats of a contiguous uint8 tensor, where it is."""
+        import torch
+
+        if pixels.is_cuda:
+            return self.on_device(pixels)
+        done = torch.empty(pixels.shape, dtype=getattr(torch, self.dtype))
+        self.apply(pixels.numpy(), as_array(done))
+        return done
+
     def on_device(self, pixels: torch.Tensor) -> torch.Tensor:
         """The floats of a uint8 tensor, by torch, on its device and current stream; other tensors as they are."""
         import torch
