@@ -18,6 +18,7 @@ from stream_store import Store, picture, vector
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
+from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, SampleErrors, StalledError
 from deeplake_loader.stream import BadSample, Stream
 from deeplake_loader.stream.failures import mend
@@ -203,16 +204,14 @@ def test_too_many_bad_samples_in_a_row_end_the_pass_and_are_listed(damaged: Dama
 
 def hang(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes native reads hang; what ends them."""
-    from deeplake_loader import reader
-
     go = threading.Event()
-    real = reader.kernels.read_batch
+    real = kernels.read_batch
 
     def slow(*arguments: Any) -> Any:
         go.wait(20)
         return real(*arguments)
 
-    monkeypatch.setattr(reader.kernels, "read_batch", slow)
+    monkeypatch.setattr(kernels, "read_batch", slow)
     return go.set
 
 

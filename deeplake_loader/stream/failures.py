@@ -83,6 +83,13 @@ def mend(count: int, verdicts: Mapping[int, Verdict], valid: Bools | None) -> Me
     return Mended(source[left], fresh[left])
 
 
+def let_go(error: BaseException | None) -> None:
+    """Drops the frames that an error was raised through, and those of what caused it: they hold the batch's bytes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class Failures:
     """The bad samples of one pass, in the order of its batches."""
 
@@ -101,6 +108,8 @@ class Failures:
         if not bad:
             self._run.clear()
             return
+        for sample in bad.values():
+            let_go(sample.error)
         self.count += len(bad)
         self.newest = [*self.newest, *bad.values()][-_REMEMBERED:]
         for place in range(samples):
@@ -111,7 +120,9 @@ class Failures:
             self._run.clear()
             return
         self._run.append(bad)
-        if self._limit is not None and len(self._run) > self._limit:
+        if self._limit is None:
+            self._run.clear()
+        elif len(self._run) > self._limit:
             raise SampleErrors(
                 f"{len(self._run)} samples in a row were bad (max_errors={self._limit}), the last one "
                 f"{self._run[-1].key}: {self._run[-1].reason}",

@@ -12,11 +12,12 @@ import torch
 Indices = npt.NDArray[np.int64]
 
 
-class Payloads(Sequence["memoryview | None"]):
+class Payloads:
     """The stored bytes of N rows: item i is a read-only memoryview, or None for NULL.
 
     Making one copies nothing, and the buffer behind it is used again once neither it nor one of its views is held;
-    ``bytes(payloads[i])`` is a copy. Equal to any sequence of equal bytes. A pickle holds the bytes themselves.
+    ``bytes(payloads[i])`` is a copy. Equal to any list of equal bytes. A pickle holds the bytes themselves. (It is no
+    ``collections.abc.Sequence``: DataLoader takes those apart, down to lists of single bytes.)
 
     >>> payloads = Payloads(memoryview(b"onetwo"), np.array([0, 3]), np.array([3, 3]))
     >>> len(payloads), bytes(payloads[1]), payloads.tolist()
@@ -66,7 +67,7 @@ class Payloads(Sequence["memoryview | None"]):
         return [None if view is None else bytes(view) for view in self]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+        if not isinstance(other, Payloads | list | tuple):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 

@@ -66,7 +66,7 @@ class Profile:
             lines.append(f"a training step of {self.loader_s * 1e3:.2f} ms or more does not wait for this loader")
         else:
             lines.append(
-                f"the step takes {self.cached_s * 1e3:.2f} ms on a cached batch and {self.trained_s * 1e3:.2f} ms on the "
+                f"the step takes {self.cached_s * 1e3:.2f} ms on a cached batch, {self.trained_s * 1e3:.2f} ms on the "
                 f"stream: {self.overhead:+.1%}"
             )
         return "\n".join(lines)
