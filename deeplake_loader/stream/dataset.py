@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from deeplake_loader.errors import InputError, StateError
 from deeplake_loader.stream import state as states
+from deeplake_loader.stream.access import Access, Located, checked_rows, describe
 from deeplake_loader.stream.clock import Clock
 from deeplake_loader.stream.collate import MapBatch
 from deeplake_loader.stream.device import Batch
@@ -75,11 +76,12 @@ class Stream(IterableDataset[Batch]):
         self._seen: Cursor | None = None  # after the newest batch delivered in this process
         self._restored: Assignment | None = None  # a worker's, until its next pass begins
         self._assigned: Assignment | None = None  # a worker's: its pass and the next step it will deliver
+        self._access: Access | None = None
         self._passes = 0  # a worker's: persistent workers name their passes by it
         self._stats = Stats()  # of the newest pass that has ended in this process
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_iterator", "_seen", "_restored", "_assigned", "_passes", "_stats")
+        own = ("_iterator", "_access", "_seen", "_restored", "_assigned", "_passes", "_stats")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -152,6 +154,70 @@ class Stream(IterableDataset[Batch]):
             self._seen = cursor
         else:
             self._assigned = replace(self._assigned, first=self._assigned.first + self._assigned.stride)
+
+    # -- chosen samples --------------------------------------------------------------------------------------------
+
+    def take(self, rows: Any = None, *, keys: Sequence[Any] | None = None, source: int = 0, epoch: int = 0) -> Batch:
+        """A batch of chosen samples, decoded as in any other, in the order asked for, repeats allowed.
+
+        It is read in the calling thread and moves no position; the files stay open for the next call.
+
+        Args:
+            rows: row numbers, as in a batch's ``_rows``.
+            keys: primary keys instead, as in a batch's ``_keys``.
+            source: which query of a mix.
+            epoch: whose augmentation is drawn.
+
+        Raises:
+            InputError: neither or both given, no such row number, keys of a query without a primary key.
+            NotFoundError: no row has the key.
+
+        >>> stream.take(keys=[17, 4])["prompt"]                                         # doctest: +SKIP
+        ['a red fox', 'two boats']
+        """
+        if (rows is None) == (keys is None):
+            raise InputError("take needs row numbers or keys=, one of them")
+        access = self._open_access(source)
+        found = rows if keys is None else access.rows(keys, source)
+        return access.take(checked_rows(found, self._sources[source].count), source, epoch)
+
+    def sample(self, row: int | None = None, *, key: Any = None, source: int = 0, epoch: int = 0) -> dict[str, Any]:
+        """One sample: `take` without the batch dimension, a number as Python has it, and 5 times as fast as a batch of
+        one where nothing has to be decoded.
+
+        >>> stream.sample(key=17)["prompt"]                                             # doctest: +SKIP
+        'a red fox'
+        """
+        if (row is None) == (key is None):
+            raise InputError("sample needs a row number or key=, one of them")
+        access = self._open_access(source)
+        if key is not None:
+            row = int(access.rows([key], source)[0])
+        if row is None or not 0 <= row < self._sources[source].count:
+            raise InputError(f"rows are numbered 0 to {self._sources[source].count - 1}, got {row}")
+        return access.sample(row, source, epoch)
+
+    def _open_access(self, source: int) -> Access:
+        if not 0 <= source < len(self._sources):
+            raise InputError(f"source={source}: the stream has {len(self._sources)}, counted from 0")
+        if self._access is None:
+            self._access = Access(self._sources, self._options.seed)
+        return self._access
+
+    def locate(self, epoch: int, position: int) -> Located:
+        """Which sample stands at that place: its key, row number, query and SQL values.
+
+        A batch's ``_cursor`` is the position behind it, so the sample is one of the step that ends there.
+
+        Raises:
+            InputError: the epoch has no such position.
+        """
+        if epoch < 0 or not 0 <= position < self._schedule.length(epoch):
+            raise InputError(
+                f"epoch {epoch} has positions 0 to {self._schedule.length(max(epoch, 0)) - 1}, not {position}"
+            )
+        source, row = self._schedule.locate(epoch, position)
+        return Located(epoch, position, source, row, *describe(self._sources[source], row))
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
