@@ -41,6 +41,9 @@ Slots: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
 CHUNK_BYTES = 1 << 30
 """Decoded pictures of one call to DALI, before they are resized: DALI's memory grows to its largest call and stays."""
 
+MAX_ITEM_BYTES = 4 << 30
+"""Decoded pictures of one item; DALI holds all frames of a clip at their full size, the CPU engine one at a time."""
+
 _MOST_THREADS = 16  # each takes 24 MiB of host and device memory on a GPU
 
 _FILL = (1, 254, 3)
@@ -322,7 +325,7 @@ class _Job:
 
     def run(self, weights: dict[int, int], decode: Callable[[Sequence[int]], None]) -> None:
         """Decodes the items that have a weight (decoded bytes) by ``decode``, all others on the CPU."""
-        for places in _chunks(weights):
+        for places in _chunks({i: weight for i, weight in weights.items() if weight <= MAX_ITEM_BYTES}):
             self._attempt(places, decode)
         for i in range(len(self.items)):
             if i not in self._found:

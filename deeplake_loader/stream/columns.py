@@ -21,6 +21,7 @@ from deeplake_loader.errors import DeeplakeError, InputError, TypeMismatchError
 from deeplake_loader.reader import DAMAGE, Reader
 from deeplake_loader.stream.media import Media as Media
 from deeplake_loader.stream.parts import Ready
+from deeplake_loader.stream.windows import bounds_of
 from deeplake_loader.types import ColumnType
 
 Indices = npt.NDArray[np.int64]
@@ -128,7 +129,8 @@ def _column(rowset: ColumnarRows, i: int, name: str, kind: ColumnType | None, ch
         if name in chosen:
             raise TypeMismatchError(f"transforms[{name!r}]: the column is a {kind}, which needs no decoding")
         return Vectors(name, addresses, nullable, kind.dimension * (2 if kind.dtype == "float16" else 4))
-    return Media(name, addresses, nullable, _transform(name, kind, chosen.get(name)))
+    transform = _transform(name, kind, chosen.get(name))
+    return Media(name, addresses, nullable, transform, bounds=bounds_of(rowset, name, transform))
 
 
 def _transform(name: str, kind: ColumnType, chosen: object) -> transforms.Transform | transforms.Raw | None:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from deeplake_loader.decode import transforms
-from deeplake_loader.errors import CorruptionError, DecodeError, DeeplakeError, InputError, StoreError
+from deeplake_loader.errors import DecodeError, DeeplakeError, InputError
 from deeplake_loader.extents import Extents
-from deeplake_loader.reader import Reader
+from deeplake_loader.reader import DAMAGE, Reader
 from deeplake_loader.stream.collate import Shaping
 from deeplake_loader.stream.columns import Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
@@ -23,14 +23,13 @@ from deeplake_loader.stream.media import Media
 from deeplake_loader.stream.parts import Joined, Part
 from deeplake_loader.stream.schedule import Step
 from deeplake_loader.stream.source import Source
+from deeplake_loader.stream.windows import Windows
 
 if TYPE_CHECKING:
     from deeplake_loader.decode.dali import DaliDecoder
 
 Indices = npt.NDArray[np.int64]
 
-_STAND_INS = 100
-"""Rows tried, one after the other, for a batch without one good sample."""
 _NAMED = 8
 """Rows and files that a message names."""
 
@@ -51,7 +50,9 @@ class Feed:
         """Every column's bytes, read in one go, and the decoding that is left to do."""
         columns = [column.at(rows) if isinstance(column, Media) else column for column in self.source.columns]
         media = [column for column in columns if isinstance(column, Media)]
-        read = self.reader.read([(self.extents[column.name], rows) for column in media]) if media else []
+        draws = {column.name: _draw_of(column.name, draw) for column in media}
+        windows = {c.name: c.windows(rows, self.extents[c.name], self.reader, draws[c.name]) for c in media}
+        read = self.reader.read([_rest(self.extents[c.name], rows, windows[c.name]) for c in media]) if media else []
         items = dict(zip((column.name for column in media), read, strict=True))
         parts: dict[str, Part] = {}
         for column in columns:
@@ -60,8 +61,8 @@ class Feed:
             elif isinstance(column, Vectors):
                 parts[column.name] = column.part(rows, self.reader)
             else:
-                own = _draw_of(column.name, draw)
-                parts[column.name] = column.part(rows, items[column.name], self.reader, own, pin, decoder)
+                name = column.name
+                parts[name] = column.part(rows, items[name], self.reader, draws[name], pin, decoder, windows[name])
         return parts
 
     def identity(self, row: int) -> int | str:
@@ -91,6 +92,10 @@ class Feed:
         more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
         listed = ", ".join(sorted(paths)[:_NAMED]) + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
         return f"rows {named}{more}" + (f" of {listed}" if paths else f" of {self.source.root}")
+
+
+def _rest(extents: Extents, rows: Indices, windows: Windows | None) -> tuple[Extents, Indices]:
+    return (extents, rows) if windows is None else windows.rest(extents, rows)
 
 
 def _draw_of(name: str, draw: Callable[[int, str], transforms.Draw]) -> Callable[[int], transforms.Draw]:
@@ -153,16 +158,17 @@ class Loader:
         return feed.parts(rows, draw, pin=self.mover is not None, decoder=self.decoder)
 
     def stand_in(self, step: Step) -> tuple[Step, dict[str, Part]]:
-        """A good row in place of a batch that has none: the first behind its own, so the same one in every run.
+        """A good row in place of a batch that has none: 1, 2, 4, 8 ... rows behind its own, the first that is good, so
+        the same one in every run, and soon out of a stretch of damage.
 
         Raises:
-            DeeplakeError: 100 rows in a row are bad; the error of the last.
+            DeeplakeError: none of these is good; the error of the last.
         """
         source = 0 if step.sources is None else int(step.sources[0])
         feed, last = self.feeds[source], int(step.rows[-1])
         error: DeeplakeError | None = None
-        for k in range(min(_STAND_INS, feed.source.count)):
-            row = np.array([(last + 1 + k) % feed.source.count], np.int64)
+        for k in range(feed.source.count.bit_length()):
+            row = np.array([(last + (1 << k)) % feed.source.count], np.int64)
             own = Step(row, None, step.epoch, step.after, None if step.sources is None else np.array([source]))
             parts = self.parts(own)
             for part in parts.values():
@@ -257,7 +263,13 @@ class BatchWork:
                     verdict = self._verdict(sample, part, place)
                     if verdict is not None and verdicts.get(place) != "skip":
                         verdicts[place] = verdict
-        return bad, mend(len(self._step.rows), verdicts, self._step.valid) if verdicts else None
+        if not verdicts:
+            return bad, None
+        first = named(bad[min(verdicts)])
+        log.warning(
+            "%d bad samples in the batch at %s were left out or replaced: %s", len(bad), self._step.after, first
+        )
+        return bad, mend(len(self._step.rows), verdicts, self._step.valid)
 
     def _verdict(self, sample: BadSample, part: Part, place: int) -> Verdict | None:
         """What becomes of the place; None where a function gave its value."""
@@ -266,7 +278,6 @@ class BatchWork:
         if isinstance(answer, str) and answer == "raise":
             raise named(sample)
         if isinstance(answer, str) and answer in ("skip", "replace"):
-            log.warning("%s: %s", "left out" if answer == "skip" else "replaced", named(sample))
             return "skip" if answer == "skip" else "replace"
         if answer is None:
             raise InputError("on_error gave None; return 'skip', 'replace', 'raise' or a value for the column")
@@ -283,7 +294,7 @@ class BatchWork:
 def named(sample: BadSample) -> DeeplakeError:
     """The sample's error, with its column and key."""
     error = sample.error
-    if isinstance(error, CorruptionError | StoreError):
+    if isinstance(error, DAMAGE):
         return error
     found = DecodeError(f"column {sample.column!r}, sample {sample.key!r}: {error}", key=sample.key)
     found.__cause__ = error

@@ -12,13 +12,17 @@ import numpy.typing as npt
 import torch
 
 from deeplake_loader.codecs import MediaInfo
+from deeplake_loader.codecs.containers import Source
 from deeplake_loader.decode import cpu, transforms
 from deeplake_loader.decode.engine import decode_batch, takes
+from deeplake_loader.decode.normalize import Normalize, as_array, to_bytes
 from deeplake_loader.errors import DecodeError, DeeplakeError
+from deeplake_loader.extents import Extents
 from deeplake_loader.reader import Items, Reader
 from deeplake_loader.stream.parts import Part, Ready, kept, replaced
 from deeplake_loader.stream.payloads import Payloads
 from deeplake_loader.stream.pipeline import WholeBatch
+from deeplake_loader.stream.windows import Bounds, Windows, open_windows
 
 if TYPE_CHECKING:
     from deeplake_loader.decode.dali import DaliDecoder
@@ -43,7 +47,8 @@ class Variants:
 class Media:
     """A blob column by address, and what its items become; ``transform`` None gives a list of bytes (BLOB).
 
-    ``variants`` take the transform's place in streams whose batches are each of one bucket.
+    ``variants`` take the transform's place in streams whose batches are each of one bucket; ``bounds`` give each row's
+    clip a start and an end.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Media:
     nullable: bool
     transform: transforms.Transform | transforms.Raw | None
     variants: Variants | None = None
+    bounds: Bounds | None = None
 
     def at(self, rows: Indices) -> Media:
         """The column as the bucket of these rows has it."""
@@ -59,18 +65,34 @@ class Media:
         chosen = self.variants.transforms[int(self.variants.buckets[rows[0]])]
         return replace(self, transform=chosen, variants=None)
 
+    def windows(self, rows: Indices, extents: Extents, reader: Reader, draw: Draw) -> Windows | None:
+        """What is read of each row's clip; None where items are read whole and alike."""
+        if not isinstance(self.transform, transforms.Video | transforms.Audio):
+            return None
+        infos, draws = self._infos(self.transform, rows, reader), [draw(i) for i in range(len(rows))]
+        return open_windows(self.transform, self.bounds, infos, draws, extents, rows, reader)
+
     def part(
-        self, rows: Indices, items: Items, reader: Reader, draw: Draw, pin: bool, decoder: DaliDecoder | None = None
+        self,
+        rows: Indices,
+        items: Items,
+        reader: Reader,
+        draw: Draw,
+        pin: bool,
+        decoder: DaliDecoder | None = None,
+        windows: Windows | None = None,
     ) -> Part:
         """The column's rows of one step, whose bytes were read; ``decoder`` decodes what it can as a batch."""
         if self.transform is None or isinstance(self.transform, transforms.Raw):
             payloads = Payloads(items.data, items.starts, items.sizes)
             content = payloads.tolist() if self.transform is None else payloads
             return Ready(content, items.errors, items.nbytes, items.retries)
-        infos = self._infos(self.transform, rows, reader)
+        infos = self._infos(self.transform, rows, reader) if windows is None else windows.infos
         draws = [draw(i) for i in range(len(rows))]
         if (
             decoder is not None
+            and self.bounds is None
+            and not (windows and windows.files)
             and not self.nullable
             and isinstance(self.transform, transforms.Image | transforms.Video)
         ):
@@ -78,8 +100,8 @@ class Media:
             output = _output(self.transform, infos)
             if by_dali and output is not None:
                 room = decoder.empty((len(rows), *output[1]))
-                return _BatchDecoding(decoder, room, by_dali, self.transform, items, infos, draws)
-        return _Decoding(self.transform, self.nullable, items, infos, draws, pin)
+                return _BatchDecoding(decoder, room, by_dali, self.transform, items, infos, draws, windows)
+        return _Decoding(self.transform, self.nullable, items, infos, draws, pin, windows)
 
     def _infos(self, transform: transforms.Transform, rows: Indices, reader: Reader) -> list[MediaInfo]:
         """The facts that decoding needs; an image of a fixed size needs none, which spares the catalog a query."""
@@ -99,11 +121,15 @@ class _Decoding:
         infos: Sequence[MediaInfo],
         draws: Sequence[transforms.Draw],
         pin: bool,
+        windows: Windows | None = None,
     ) -> None:
         self._transform, self._nullable = transform, nullable
         self._infos, self._draws, self._pin = infos, draws, pin
-        self.errors: dict[int, DeeplakeError] = dict(items.errors)
-        self.nbytes, self.retries = items.nbytes, items.retries
+        self._transforms: Sequence[transforms.Transform] = windows.transforms if windows else [transform] * len(infos)
+        self._files = dict(windows.files) if windows else {}
+        self.errors: dict[int, DeeplakeError] = {**items.errors, **(windows.errors if windows else {})}
+        self.nbytes = items.nbytes + sum(file.fetched for file in self._files.values())
+        self.retries = items.retries
         self._tensors: list[torch.Tensor | None] = [None] * len(infos)
         self._batch = self._allocate()
         self.tasks: Sequence[Callable[[], None]] = self._pieces(items, range(len(infos)))
@@ -122,19 +148,19 @@ class _Decoding:
 
     def _decode(self, items: Items, places: Sequence[int]) -> None:
         for i in places:
-            data = items[i]
-            if data is not None:
+            data: Source | None = self._files.pop(i, None) or items[i]
+            if data is not None and i not in self.errors:
                 try:
                     self._decode_one(i, data)
                 except DecodeError as error:
                     self.errors[i] = error
 
-    def _decode_one(self, i: int, data: memoryview) -> None:
-        info, transform, draw = self._infos[i], self._transform, self._draws[i]
+    def _decode_one(self, i: int, data: Source) -> None:
+        info, transform, draw = self._infos[i], self._transforms[i], self._draws[i]
         if self._batch is None:
             self._tensors[i] = cpu.to_torch(cpu.decode(data, info, transform, draw=draw))
         else:
-            cpu.decode_into(data, info, transform, self._batch[i].numpy(), draw=draw)
+            cpu.decode_into(data, info, transform, as_array(self._batch[i]), draw=draw)
 
     def put(self, place: int, value: Any) -> None:
         if self._batch is not None:
@@ -153,6 +179,7 @@ class _Decoding:
 
     def release(self) -> None:
         self.tasks = []  # which hold the bytes
+        self._files.clear()
 
 
 class _BatchDecoding(_Decoding):
@@ -167,10 +194,12 @@ class _BatchDecoding(_Decoding):
         items: Items,
         infos: Sequence[MediaInfo],
         draws: Sequence[transforms.Draw],
+        windows: Windows | None,
     ) -> None:
-        self._decoder, self._room = decoder, room
+        self._decoder, self._room, self._bytes = decoder, room, to_bytes(transform)
         self._by_cpu: dict[int, torch.Tensor] = {}
-        super().__init__(transform, False, items, infos, draws, pin=False)
+        self._given: dict[int, Any] = {}
+        super().__init__(transform, False, items, infos, draws, False, windows)
         others = sorted(set(range(len(infos))) - set(by_dali))
         self.tasks = [WholeBatch(partial(self._decode_batch, transform, items, by_dali)), *self._pieces(items, others)]
 
@@ -187,19 +216,26 @@ class _BatchDecoding(_Decoding):
             if isinstance(found, DecodeError):
                 self.errors[i] = found
 
-    def _decode_one(self, i: int, data: memoryview) -> None:
-        array = cpu.decode(data, self._infos[i], self._transform, draw=self._draws[i])
+    def _decode_one(self, i: int, data: Source) -> None:
+        array = cpu.decode(data, self._infos[i], self._bytes, draw=self._draws[i])
         self._by_cpu[i] = cpu.to_torch(array)
 
     def put(self, place: int, value: Any) -> None:
-        with self._decoder.placing():
-            super().put(place, value)
+        self._given[place] = value
 
     def value(self, keep: Indices | None) -> Any:
         with self._decoder.placing():
             for i, pixels in self._by_cpu.items():
                 self._room[i].copy_(pixels)
-            return super().value(keep)
+            whole = self._as_asked(self._room)
+            for place, given in self._given.items():
+                replaced(whole, place, given)
+            return kept(whole, keep)
+
+    def _as_asked(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The floats that the transform asks for; where they are made behind the hand-over, it asks for none."""
+        step = Normalize.of(self._transform)
+        return pixels if step is None else step.floats(pixels)
 
 
 def _output(transform: transforms.Transform, infos: Sequence[MediaInfo]) -> tuple[str, tuple[int, ...]] | None:
