@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from deeplake_loader.decode import cpu, dali, engine, nvdec
 from deeplake_loader.decode.dali import DaliDecoder
 from deeplake_loader.decode.transforms import Draw, Image, Video
 from deeplake_loader.errors import DecodeError, InputError, MediaError
+from deeplake_loader.stream import passes
 from deeplake_loader.types import ColumnType
 
 pytest.importorskip("nvidia.dali", reason="the extra 'dali' is not installed")
@@ -369,6 +371,15 @@ def test_a_frame_past_the_end_is_refused_as_by_the_cpu_engine(decoder):
     assert isinstance(good, DecodeError) and "20 frames" in str(bad)
 
 
+def test_a_clip_too_large_to_hold_whole_is_the_cpu_engines(decoder, monkeypatch):
+    data, info = CLIPS["vp9"]
+    monkeypatch.setattr(dali, "MAX_ITEM_BYTES", 3 * 96 * 64 * 20)  # 19 frames and the one past the end
+    few, all_ = Video(frame_indices=tuple(range(19))), Video()
+    for transform, equal in ((few, False), (all_, True)):
+        [ours] = decoder.decode_videos([data], [info], transform, [None])
+        assert np.array_equal(ours.numpy(), cpu.decode(data, info, transform)) is equal
+
+
 def test_black_frames_of_a_clip_are_not_mistaken_for_missing_ones(decoder):
     file = io.BytesIO()
     with av.open(file, "w", format="webm") as out:
@@ -630,6 +641,28 @@ def test_a_function_may_give_the_value_of_a_bad_sample(photos):
         on_error=lambda sample: grey,
     )  # fmt: skip
     assert torch.equal(next(iter(stream))["photo"][0], grey)
+
+
+def test_what_a_stream_does_with_dalis_results_has_ended_before_they_are_handed_on(photos, fresh_engine, monkeypatch):
+    monkeypatch.setattr(dali, "_Host", Recorder)
+    transforms = {"photo": dataclasses.replace(TRANSFORMS["photo"], dtype="float32")}
+    stream = photos.stream("SELECT photo FROM t", batch_size=8, transforms=transforms, engine="dali", prefetch=0)
+    place = engine.choose_engine(torch.device("cpu"), "dali")._place
+    done = []
+    for batch in stream:
+        assert batch["photo"].dtype == torch.float32
+        done.append((place.finished, place.inside))
+    assert done == [(2, 0), (4, 0), (6, 0)]  # after DALI's copies, and after the floats were made
+
+
+def test_functions_of_the_user_see_batches_on_the_host(photos):
+    query, chosen = "SELECT photo FROM t", {"photo": Image(size=64)}
+    stream = photos.stream(query, batch_size=8, transforms=chosen).map(lambda batch: batch)
+    cuda = dataclasses.replace(stream._options, device=torch.device("cuda"))
+    mover = types.SimpleNamespace(device=torch.device("cuda", 0))
+    assert passes._decoder(stream._sources, cuda, mover) is None
+    with pytest.raises(InputError, match="engine='auto'"):
+        passes._decoder(stream._sources, dataclasses.replace(cuda, engine="dali"), mover)
 
 
 def test_whole_batches_are_decoded_on_one_thread_of_their_own(photos, monkeypatch):

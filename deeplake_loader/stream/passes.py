@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deeplake_loader.decode.engine import choose_engine
+from deeplake_loader.decode.transforms import Image, Video
+from deeplake_loader.errors import InputError
 from deeplake_loader.reader import Reader
 from deeplake_loader.stream.device import Batch, Mover
+from deeplake_loader.stream.late import late_floats
 from deeplake_loader.stream.loading import Feed, Loader, Made
+from deeplake_loader.stream.media import Media
 from deeplake_loader.stream.options import Options
 from deeplake_loader.stream.pipeline import Pipeline
 from deeplake_loader.stream.schedule import Schedule, Step
@@ -19,6 +24,8 @@ from deeplake_loader.stream.stats import Board, Meter, Stats
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+    from deeplake_loader.decode.dali import DaliDecoder
 
 _MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
 
@@ -41,14 +48,18 @@ class Pass(Iterator[Batch]):
         worker: int | None,
     ) -> None:
         threads = options.num_threads or max(1, min(_MOST_THREADS, _cores() // assigned.stride))
-        mover = Mover.to(options.device) if options.device.type == "cuda" else None
+        mover = None
+        if options.device.type == "cuda":
+            sources, on_device = late_floats(sources, options)
+            mover = Mover.to(options.device, on_device)
         self._board, self._worker, self._workers = board, worker, assigned.stride
         self._meter = Meter(prefetch=options.prefetch, threads=threads, max_errors=options.max_errors)
         cursor = assigned.epoch, assigned.base
         self._bar = _bar(options, schedule, cursor) if worker is None else None
         feeds, close = open_feeds(sources, spare=options.prefetch + 2)
         try:
-            loader = Loader(feeds, options.seed, options.on_error, mover, shaping=options.shaping)
+            decoder = _decoder(sources, options, mover)
+            loader = Loader(feeds, options.seed, options.on_error, mover, decoder, options.shaping)
             self._pipeline: Pipeline[Step, Made] = Pipeline(
                 schedule.batches(cursor, first=assigned.first, stride=assigned.stride),
                 loader.read,
@@ -57,6 +68,7 @@ class Pass(Iterator[Batch]):
                 close=close,
                 begin=mover.begin if mover is not None else lambda: None,
                 timeout_s=options.timeout_s,
+                whole_batches=decoder is not None,
                 describe=loader.describe,
             )
         except BaseException:
@@ -108,6 +120,25 @@ def open_feeds(sources: Sequence[Source], *, spare: int) -> tuple[list[Feed], Ca
     except BaseException:
         close()
         raise
+
+
+def _decoder(sources: Sequence[Source], options: Options, mover: Mover | None) -> DaliDecoder | None:
+    """DALI, where a column wants it."""
+    media = [column for source in sources for column in source.columns if isinstance(column, Media)]
+    chosen = [t for c in media for t in (c.transform, *(c.variants.transforms if c.variants else ()))]
+    if not any(isinstance(transform, Image | Video) for transform in chosen):
+        return None
+    if mover is None:
+        return choose_engine(options.device, options.engine)
+    shaping = options.shaping
+    if shaping.maps or shaping.rules or shaping.collate is not None:
+        if options.engine == "dali":
+            raise InputError(
+                "map(), collate= and ragged= see batches on the CPU, before they go to the GPU, where engine='dali' "
+                "would have decoded them; use engine='auto'"
+            )
+        return None
+    return choose_engine(mover.device, options.engine)
 
 
 def _bar(options: Options, schedule: Schedule, cursor: tuple[int, int]) -> tqdm[Any] | None:
