@@ -21,15 +21,16 @@ if _os.path.isfile(_os.path.join(_root, "setup.py")) and _os.path.isfile(
 
 if TYPE_CHECKING:
     from deeplake_loader.database import Database, connect
-    from deeplake_loader.decode.transforms import Audio, Image, Tensor, Video
+    from deeplake_loader.decode.transforms import Audio, Image, Raw, Tensor, Video
     from deeplake_loader.errors import DeeplakeError
     from deeplake_loader.stream import Budget, Pad, Stream, mix
+    from deeplake_loader.stream.profile import profile
     from deeplake_loader.writing import Typed
 
 __version__ = "0.1.0"
 __all__ = [
-    "Audio", "Budget", "Database", "DeeplakeError", "Image", "Pad", "Stream", "Tensor", "Typed", "Video",
-    "connect", "mix",
+    "Audio", "Budget", "Database", "DeeplakeError", "Image", "Pad", "Raw", "Stream", "Tensor", "Typed", "Video",
+    "connect", "mix", "profile",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "Database": "database",
     "DeeplakeError": "errors",
     "Image": "decode.transforms",
+    "Raw": "decode.transforms",
     "Pad": "stream",
     "Stream": "stream",
     "Tensor": "decode.transforms",
@@ -45,6 +47,7 @@ _HOMES = {
     "Video": "decode.transforms",
     "connect": "database",
     "mix": "stream",
+    "profile": "stream.profile",
 }
 
 
