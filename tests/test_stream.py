@@ -757,6 +757,9 @@ class FakeCuda:
         log = self.log
         return type("Current", (), {"wait_event": lambda self, event: log.append("consumer waits")})()
 
+    def set_device(self, device: object) -> None:
+        self.log.append(f"device {device}")
+
     def device(self, device: object) -> Any:
         return nullcontext()
 
@@ -783,6 +786,9 @@ def test_a_batch_is_handed_over_by_an_event_and_its_pinned_copy_outlives_the_cop
     monkeypatch.setattr(device, "torch", SimpleNamespace(cuda=cuda, Tensor=torch.Tensor))
     monkeypatch.setattr(device, "_pinned", lambda tensor: tensor.clone())
     mover = device.Mover(torch.device("cpu"))
+    mover.begin()
+    assert cuda.log == ["device cpu"]
+    cuda.log.clear()
     batch = {"x": torch.arange(3), "names": ["a"], "ragged": [torch.ones(2), None], "_rows": torch.arange(3)}
     first = mover.send({**batch, "_cursor": (0, 3)})
     assert cuda.log == ["on copy", "event on copy"]
@@ -794,3 +800,31 @@ def test_a_batch_is_handed_over_by_an_event_and_its_pinned_copy_outlives_the_cop
     cuda.finished = True
     mover.send(batch).receive()
     assert len(mover._held) == 0
+
+
+def test_what_a_column_asks_for_on_the_device_runs_behind_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deeplake_loader.stream import device
+
+    cuda = FakeCuda()
+    monkeypatch.setattr(device, "torch", SimpleNamespace(cuda=cuda, Tensor=torch.Tensor))
+    monkeypatch.setattr(device, "_pinned", lambda tensor: tensor.clone())
+
+    def halve(pixels: torch.Tensor) -> torch.Tensor:
+        cuda.log.append("halve")
+        return pixels / 2
+
+    mover = device.Mover(torch.device("cpu"), {"x": halve})
+    batch = {"x": torch.arange(3), "list": [torch.ones(2)], "_rows": torch.arange(3), "_keys": torch.arange(3)}
+    got = mover.send(batch).receive()
+    assert cuda.log == ["on copy", "halve", "event on copy", "consumer waits"]
+    assert got["x"].tolist() == [0, 0.5, 1] and torch.equal(got["list"][0], torch.ones(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kept_batches_keep_their_values_while_others_are_made(store: Store) -> None:
+    expected = [batch["photo"] for batch in store.stream(["photo", "id"])]
+    index = torch.cuda.device_count() - 1
+    kept = [batch["photo"] for batch in store.stream(["photo", "id"], device=f"cuda:{index}", prefetch=4)]
+    assert all(tensor.device.index == index for tensor in kept)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, kept, strict=True))
