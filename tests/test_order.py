@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import random
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -87,6 +88,20 @@ def test_a_hundred_million_rows_take_the_memory_of_the_windows_in_use() -> None:
     tracemalloc.stop()
     windows = lanes // 8 * WINDOW_BLOCKS * block * 8
     assert held < 24 * (rows // block) + 1.5 * windows + 100_000
+
+
+def test_planning_takes_a_few_words_per_row() -> None:
+    count = 400_000
+    addresses = addresses_of([2000] * (count // 2000))
+    mixed, lengths = np.random.default_rng(0).permutation(addresses), np.full(count, 60_000, np.int64)
+    peaks = []
+    in_order = partial(canonical, [addresses], [addresses])
+    for plan in (in_order, partial(canonical, [mixed]), partial(cut_blocks, addresses, lengths)):
+        tracemalloc.start()
+        plan()
+        peaks.append(tracemalloc.get_traced_memory()[1] / count)
+        tracemalloc.stop()
+    assert peaks[0] < 4 and peaks[1] < 36 and peaks[2] < 30  # bytes
 
 
 def test_the_order_of_version_1_never_changes() -> None:
