@@ -448,15 +448,20 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
         Args:
             batch_size: samples per batch.
             options: ``shuffle``, ``seed``, ``transforms`` ({column: deeplake.Image(...)}), ``device``, ``tail``,
-                ``rank``, ``world_size``, ``num_threads``, ``prefetch``, ``on_error``, ``timeout_s``, ``progress``:
-                see `stream.build_stream`.
+                ``rank`` and ``world_size`` (or ``mesh``, or ``process_group``; else found), ``num_threads``,
+                ``prefetch``, ``on_error``, ``timeout_s``, ``progress`` and more: see `stream.build_stream`. Its
+                ``weight``, ``bucket_by`` and ``budget`` take a column of the query, or a SQL expression over the
+                query's tables, which then is in the batches as ``_weight``, ``_bucket`` or ``_cost``.
+
+        Raises:
+            SQLError: the query or an expression cannot be read; an expression beside DISTINCT, UNION or placeholders.
 
         >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
         ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
         """
         from deeplake_loader.stream import build_stream
 
-        self._plan_stream(sql)
+        sql, options = self._measured(sql, self._plan_stream(sql), options)
         with self._catalog.snapshot() as commit:
             if self._catalog.in_transaction:  # this thread's: another one's was waited for
                 raise InputError(
@@ -469,6 +474,25 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
             rows = rows.take(kept)
         options.setdefault("ordered", plan.ordered)
         return build_stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
+
+    def _measured(self, sql: str, plan: Plan, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The query with a column for each expression that the options name, and the options with the column's name."""
+        known = {column.name for column in plan.results}
+        budget = options.get("budget")
+        given = {"_weight": options.get("weight"), "_bucket": options.get("bucket_by")}
+        given["_cost"] = getattr(budget, "cost", None)
+        added = {name: text for name, text in given.items() if isinstance(text, str) and text not in known}
+        if not added:
+            return sql, options
+        from deeplake_loader.sql.extended import extended
+
+        options = dict(options)
+        for name, option in (("_weight", "weight"), ("_bucket", "bucket_by")):
+            if name in added:
+                options[option] = name
+        if "_cost" in added:
+            options["budget"] = replace(budget, cost="_cost")  # type: ignore[type-var]
+        return extended(sql, added), options
 
     # -- what handles ask for --------------------------------------------------------------------------------------
 

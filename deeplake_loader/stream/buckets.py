@@ -162,10 +162,12 @@ class Bucketed:
         return np.lexsort((number, ends[tails][run], ~finished[run])).astype(np.int64, copy=False)
 
     def identity(self) -> dict[str, int | str | bool | float]:
-        digest = blake2b(repr((self.batch_size, self.limit, self.padded, self.group)).encode(), digest_size=8)
+        picker = self.picker.identity()
+        facts = (sorted(picker.items()), self.batch_size, self.limit, self.padded, self.group)
+        digest = blake2b(repr(facts).encode(), digest_size=16)
         for array in (self.buckets, self.costs):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        return {**self.picker.identity(), "bins_version": BINS_VERSION, "bins": digest.hexdigest()}
+        return {"order_version": BINS_VERSION, "seed": picker.get("seed", 0), "bins": digest.hexdigest()}
 
 
 def _packed(fresh: list[bool], costs: list[float], batch_size: int, limit: float, *, padded: bool) -> list[int]:
@@ -249,8 +251,7 @@ class BinSchedule:
         return self.world_size
 
     def identity(self) -> dict[str, int | str | bool | float]:
-        dropped: dict[str, int | str | bool | float] = {"dropped": True} if self.tail == "drop" else {}
-        return {**self.binner.identity(), **dropped}
+        return {**self.binner.identity(), "dropped": self.tail == "drop"}
 
     def length(self, epoch: int) -> int:
         count = self.binner.count
