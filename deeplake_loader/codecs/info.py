@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class MediaInfo:
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     keyframes: tuple[int, ...] | None = None
-    gops: str | None = None
+    gops: str | None = field(default=None, repr=False)
     nbytes: int | None = None
 
     def to_json(self) -> str:

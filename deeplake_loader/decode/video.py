@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from deeplake_loader.codecs.containers import Source
-from deeplake_loader.codecs.gops import GopTable, Range, unpack
+from deeplake_loader.codecs.gops import GopTable, Range, merge, unpack
 from deeplake_loader.codecs.info import BadMedia, MediaInfo
 from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.codecs.video import read_frames, scan_packets
@@ -15,7 +15,7 @@ from deeplake_loader.decode.slots import Array, allocate, place, size_of, uprigh
 from deeplake_loader.decode.transforms import Draw, Size, Video
 from deeplake_loader.errors import DimensionError
 
-_MIN_SPARSE = 4 << 20
+_MIN_SPARSE, _BLOCK = 4 << 20, 1 << 20  # what has a checksum for each block, and that block
 _MAX_PART = 0.8
 """A clip that needs more than this share of its file reads it whole: one long read costs less than many."""
 
@@ -53,7 +53,10 @@ def needed_ranges(info: MediaInfo, transform: Video, draw: Draw | None, length: 
     table = unpack(info.gops) if info.gops and not transform.stream else None
     numbers = None if table is None else chosen_frames(info, transform, draw)
     ranges = None if table is None or numbers is None else table.ranges(sorted(set(numbers)))
-    return None if ranges is None or sum(b - a for a, b in ranges) > _MAX_PART * length else ranges
+    if ranges is None:
+        return None
+    blocks = merge((start // _BLOCK, -(-stop // _BLOCK)) for start, stop in ranges)
+    return None if sum(b - a for a, b in blocks) * _BLOCK > _MAX_PART * length else ranges
 
 
 class Parts(Protocol):
