@@ -8,6 +8,7 @@ iterates (`Batches`).
 
 from __future__ import annotations
 
+from deeplake_loader.stream.access import Located
 from deeplake_loader.stream.buckets import Budget
 from deeplake_loader.stream.build import build_stream
 from deeplake_loader.stream.collate import Pad
@@ -22,6 +23,7 @@ __all__ = [
     "BadSample",
     "Batches",
     "Budget",
+    "Located",
     "Pad",
     "Payloads",
     "Stats",
