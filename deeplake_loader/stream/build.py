@@ -114,6 +114,19 @@ def build_stream(
     Raises:
         InputError: an option out of range, columns that a batch cannot hold under one name.
         TypeMismatchError: a transform of another medium than its column.
+
+    Classes are balanced by their share, counted in the query itself:
+
+    >>> db.stream("SELECT photo, label, 1.0 / COUNT(*) OVER (PARTITION BY label) AS share FROM photos",
+    ...           batch_size=64, weight="share")                                        # doctest: +SKIP
+
+    A metric over ranks is exactly that of one process with ``tail="short"`` and without ``on_error="skip"``: every rank
+    has as many batches, and rows that only repeat are marked (``valid`` is there with several ranks).
+
+    >>> for batch in db.stream(sql, batch_size=64, tail="short"):                       # doctest: +SKIP
+    ...     right += (model(batch["photo"]).argmax(1) == batch["label"])[batch["valid"]].sum()
+    ...     seen += batch["valid"].sum()
+    >>> torch.distributed.all_reduce(right), torch.distributed.all_reduce(seen)         # doctest: +SKIP
     """
     if isinstance(rows, RowSet):
         rows = columnar(rows)
