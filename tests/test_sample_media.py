@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason="no sample data (set DEEPLAKE_TEST_DATA)"),
     pytest.mark.filterwarnings("ignore"),
 ]
+EXPECTED = Path(__file__).parent / "expected" / "videos.tsv"
 IMAGES = sorted((DATA / "images").glob("*/*")) if DATA.is_dir() else []
 CLIPS = sorted((DATA / "videos").glob("*/*")) if DATA.is_dir() else []
 SOUND = [path for path in CLIPS if path.parent.name == "good"]
@@ -66,8 +67,25 @@ def test_images_that_pillow_reads_as_rgb_are_equal_to_pillows_bit_for_bit():
     assert compared > 360
 
 
-def test_every_clip_is_refused_or_decoded_or_a_typed_error():
-    found = Counter((path.parent.name, outcome(path, "VIDEO")) for path in CLIPS)
+def strict_outcome(path: Path) -> str:
+    """refused by default | refused by validate="decode" | kept."""
+    for validate in ("structure", "decode"):
+        try:
+            encode(ColumnType("VIDEO"), path, validate=validate, where=path.name)
+        except MediaError:
+            return f"refused by {validate}"
+    return "kept"
+
+
+def test_every_clip_is_refused_or_decoded_or_a_typed_error_as_the_table_says():
+    lines = ["file\tdefault\tstrictest"]
+    for path in CLIPS:
+        large = path.stat().st_size > 2_000_000  # 4K: minutes for no other code path
+        lines.append(
+            f"{path.parent.name}/{path.name}\t{outcome(path, 'VIDEO')}\t{'' if large else strict_outcome(path)}"
+        )
+    assert lines == EXPECTED.read_text().splitlines()
+    found = Counter((line.split("/")[0], line.split("\t")[1]) for line in lines[1:])
     assert found["good", "decoded"] == len(SOUND) and found["corrupt", "refused"] >= 10
 
 
