@@ -171,7 +171,7 @@ def turns(counts: Sequence[int], *, seed: int, number: int) -> Indices:
     """Where pass ``number`` takes its units from: indices into all sources' units, put one behind the other.
 
     >>> (turns([2, 4], seed=0, number=0) >= 2).astype(int).tolist()
-    [1, 0, 1, 1, 0, 1]
+    [1, 1, 0, 1, 0, 1]
     """
     total = sum(counts)
     words = random_words(total, seed=seed, epoch=number, purpose=_TURNS)
