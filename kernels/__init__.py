@@ -13,6 +13,7 @@ from .normalize import normalize, normalize_yuv
 from .reading import read_batch
 from .resize import resize_into
 from .search import at_least, kth_best, parse_integers, score_error, scores
+from .topk import reaching, topk, topk_error
 
 __all__ = [
     "at_least",
@@ -23,8 +24,11 @@ __all__ = [
     "normalize",
     "normalize_yuv",
     "parse_integers",
+    "reaching",
     "read_batch",
     "resize_into",
     "score_error",
     "scores",
+    "topk",
+    "topk_error",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.errors import InputError
 
 from . import reference
-from .buffers import flat
+from .buffers import INT64, flat, items
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _SCORE_CHUNK = 4096  # rows taken to float64 at a time: 25 MB at 768 dimensions
+SMALLEST, LARGEST = 1e-25, 1e25  # squared lengths between which float32 sums of squares lose nothing that counts
 _INTEGERS = re.compile(rb"-?[0-9]+(?:,-?[0-9]+)*")
 
 
@@ -58,6 +59,96 @@ def scores(
         part = slice(start, start + _SCORE_CHUNK)
         out.frombytes(reference.scores(table[part if chosen is None else chosen[part]], wanted, metric).tobytes())
     return out
+
+
+def chosen_rows(count: int, rows: Buffer | None, bitmap: Buffer | None) -> NDArray[np.int64]:
+    """The numbers of the rows to search, ascending, each once."""
+    import numpy as np
+
+    if rows is not None:
+        listed = np.frombuffer(items("rows", rows, INT64, "int64 row numbers"), np.int64)
+        _check_rows(listed, count)
+        return np.unique(listed)
+    if bitmap is not None:
+        bits = np.frombuffer(memoryview(bitmap), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, bitorder="little", count=count))
+    return np.arange(count)
+
+
+Best = tuple["NDArray[np.int64]", "NDArray[np.float64]"]
+
+
+def best_rows(
+    matrix: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: str,
+    chosen: NDArray[np.int64],
+    scale: NDArray[np.float32] | None,
+    slack: float | None,
+) -> list[Best]:
+    """Rows and scores for each query, best first: ``k`` of them, or with ``slack`` all within it of the k-th best."""
+    import numpy as np
+
+    sign = -1.0 if metric == "l2" else 1.0
+    best: list[Best] = [(np.zeros(0, np.int64), np.zeros(0)) for _ in queries]
+    for start in range(0, len(chosen), _SCORE_CHUNK):
+        numbers = chosen[start : start + _SCORE_CHUNK]
+        floats = reference.dequantized(matrix[numbers], None if scale is None else scale[numbers])
+        lower, upper = _intervals(floats.astype(np.float32), queries, metric)
+        for i, query in enumerate(queries):
+            reach = max(_kth(best[i][1], k), _kth(lower[:, i], k)) - (slack or 0.0)
+            candidates = np.flatnonzero(upper[:, i] >= reach)
+            scored = sign * reference.scores(floats[candidates], query, metric)
+            best[i] = _merged(best[i], (numbers[candidates], scored), k, slack)
+    return [(rows, sign * scored) for rows, scored in best]
+
+
+def _kth(scored: NDArray[np.float64], k: int) -> float:
+    """The k-th largest, or -inf where there are fewer."""
+    import numpy as np
+
+    return -np.inf if len(scored) < k else float(np.partition(scored, len(scored) - k)[len(scored) - k])
+
+
+def _merged(old: Best, new: Best, k: int, slack: float | None) -> Best:
+    import numpy as np
+
+    known = ~np.isnan(new[1])
+    rows, scored = np.concatenate([old[0], new[0][known]]), np.concatenate([old[1], new[1][known]])
+    order = np.lexsort((rows, -scored))
+    if len(order) > k:
+        last = scored[order[k - 1]]
+        order = order[:k] if slack is None else order[scored[order] >= last - slack]
+    return rows[order], scored[order]
+
+
+def scan_error(dimension: int) -> float:
+    """Of a float32 sum in any order, and of what is computed from it."""
+    return (dimension + 32) * 2.0**-23
+
+
+def _intervals(
+    floats: NDArray[np.float32], queries: NDArray[np.float32], metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two (rows, q) arrays between which the score lies, larger taken as better: -inf and inf where float32 fails."""
+    import numpy as np
+
+    error = scan_error(floats.shape[1])
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+        dots = (floats @ (queries / lengths[:, None]).astype(np.float32).T) * lengths
+        squares = np.einsum("ij,ij->i", floats, floats).astype(np.float64)[:, None]
+        products = np.sqrt(squares) * lengths
+        if metric == "l2":
+            total, gap = squares - 2 * dots + lengths**2, 2 * error * (squares + products + lengths**2)
+            lower, upper = -np.sqrt(total + gap), -np.sqrt(np.maximum(total - gap, 0))
+        elif metric == "inner":
+            lower, upper = dots - error * products, dots + error * products
+        else:
+            lower, upper = dots / products - error, dots / products + error
+    plain = (squares > SMALLEST) & (squares < LARGEST) & (lengths > SMALLEST) & (lengths < LARGEST)
+    return np.where(plain, lower, -np.inf), np.where(plain, upper, np.inf)
 
 
 def _check_rows(rows: NDArray[np.int64], count: int) -> None:

@@ -122,6 +122,8 @@ _OPERATIONS = {  # the highest level that has code of its own, and the fallback
     "scores": (2, "numpy"),
     "kth_best": (0, "numpy"),
     "at_least": (0, "numpy"),
+    "reaching": (2, "numpy"),
+    "topk": (2, "numpy"),
     "read_batch": (2, "google-crc32c"),
     "resize_into": (2, "pillow"),
     "normalize": (2, "numpy"),

@@ -39,15 +39,16 @@ def _lanes(matrix: NDArray[Any]) -> NDArray[np.float64]:
     import numpy as np
 
     rows, dimension = matrix.shape
-    padded = np.zeros((rows, -(-dimension // LANES) * LANES))
+    steps = -(-dimension // LANES)
+    padded = np.zeros((rows, steps * LANES))
     padded[:, :dimension] = matrix
-    return padded.reshape(rows, -1, LANES).transpose(1, 0, 2)
+    return padded.reshape(rows, steps, LANES).transpose(1, 0, 2)
 
 
 def _fold(a: NDArray[np.float64], b: NDArray[np.float64], *, difference: bool = False) -> NDArray[np.float64]:
     import numpy as np
 
-    sums = np.zeros((max(a.shape[1], b.shape[1]), LANES))
+    sums = np.zeros((a.shape[1], LANES))
     for x, y in zip(a, b, strict=True):
         sums += (x - y) ** 2 if difference else x * y
     for half in (8, 4, 2, 1):
@@ -73,6 +74,44 @@ def at_least(scores: memoryview | NDArray[np.float64], threshold: float, largest
 
     values = np.asarray(scores, dtype=np.float64)
     return np.flatnonzero(values >= threshold if largest else values <= threshold).astype(np.int64)
+
+
+def topk(
+    matrix: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: str,
+    rows: NDArray[np.int64] | None = None,
+    bitmap: NDArray[np.uint8] | None = None,
+    scale: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(q, k) row numbers and scores, best first, ties by the lowest row; -1 and NaN where there is none."""
+    import numpy as np
+
+    chosen = np.arange(len(matrix)) if rows is None else np.unique(rows)
+    if bitmap is not None:
+        chosen = np.flatnonzero(np.unpackbits(bitmap, bitorder="little", count=len(matrix)))
+    floats = dequantized(matrix[chosen], None if scale is None else scale[chosen])
+    numbers = np.full((len(queries), k), -1, np.int64)
+    best = np.full((len(queries), k), np.nan)
+    for i, query in enumerate(queries):
+        found = scores(floats, query, metric)
+        order = np.argsort(found if metric == "l2" else -found, kind="stable")  # NaN goes last
+        order = order[: min(k, int(np.isfinite(found).sum()))]
+        numbers[i, : len(order)], best[i, : len(order)] = chosen[order], found[order]
+    return numbers, best
+
+
+def dequantized(matrix: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[Any]:
+    """The rows as float16 or float32: bfloat16 (uint16 or V2) is exact, int8 times its row's scale is rounded once."""
+    import numpy as np
+
+    if scale is not None:
+        with np.errstate(all="ignore"):
+            return matrix.astype(np.float32) * scale[:, None]
+    if matrix.dtype.itemsize == 2 and matrix.dtype.kind in "uV":
+        return (matrix.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return matrix
 
 
 def crc32c(data: bytes, value: int = 0) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Metric = Literal["cosine", "l2", "inner"]
 Dtype = Literal["float32", "float16"]
 
-_METRICS = {"cosine": 0, "l2": 1, "inner": 2}
+METRICS = {"cosine": 0, "l2": 1, "inner": 2}
 _DTYPES = {"float32": (0, 4, "fB"), "float16": (1, 2, "eB")}  # code, bytes, buffer formats (B: an mmap, bytes)
 
 
@@ -45,7 +45,7 @@ def scores(
     >>> scores(array("f", [1, 0, 0, 2]), 2, 2, "float32", array("f", [0, 1]), "cosine").tolist()
     [0.0, 1.0]
     """
-    _check_matrix(matrix, count, dimension, dtype, query, metric)
+    check_matrix(matrix, count, dimension, dtype, query, metric)
     wanted = None if rows is None else items("rows", rows, INT64, "int64 row numbers")
     chosen = choice()
     if chosen.library is None:
@@ -54,7 +54,7 @@ def scores(
     out = array("d", bytes(8 * size))
     with Pin("matrix", matrix) as m, Pin("query", query) as q, Pin("rows", b"" if wanted is None else wanted) as r:
         bad = chosen.library.dl_scores(
-            chosen.level, m.address, count, dimension, _DTYPES[dtype][0], q.address, _METRICS[metric],
+            chosen.level, m.address, count, dimension, _DTYPES[dtype][0], q.address, METRICS[metric],
             None if wanted is None else r.address, size, address(out), threads,
         )  # fmt: skip
     if bad < 0:
@@ -64,9 +64,10 @@ def scores(
     return out
 
 
-def _check_matrix(matrix: Buffer, count: int, dimension: int, dtype: str, query: Buffer, metric: str) -> None:
-    if metric not in _METRICS:
-        raise InputError(f"metric is {metric!r}; expected one of {', '.join(_METRICS)}")
+def check_matrix(matrix: Buffer, count: int, dimension: int, dtype: str, query: Buffer, metric: str) -> None:
+    """Refuses a matrix that holds less than it is said to hold, and a query of another length."""
+    if metric not in METRICS:
+        raise InputError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
     if count < 0 or dimension < 1:

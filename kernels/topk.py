@@ -1,0 +1,162 @@
+"""The best rows of a matrix for each query: exact, filtered, as fast as memory is read.
+
+A scan in float32 (or, for batches, bfloat16) gives every row an interval that holds its score. The k-th best lower end
+is a threshold; only rows whose upper end reaches it are scored again, in float64, by the kernel of ``scores``. So the
+result is exactly that of scoring and sorting everything, whatever the scan's own precision.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
+
+from . import fallback
+from .buffers import items
+from .search import METRICS, Dtype, Metric, check_matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+VectorType = Literal["float32", "float16", "bfloat16", "int8"]
+
+_TYPES: tuple[VectorType, ...] = ("float32", "float16", "bfloat16", "int8")
+_MOST_RESULTS = 1 << 31  # entries of one result: 34 GB
+
+
+def topk(
+    matrix: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+    *,
+    rows: Buffer | None = None,
+    bitmap: Buffer | None = None,
+    scale: NDArray[np.float32] | None = None,
+    threads: int = 2,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The row numbers (q, k) int64 and scores (q, k) float64 of the ``k`` best rows for each query, best first.
+
+    ``matrix``: (n, d) float32, float16, bfloat16 (as uint16 or "V2") or int8 with ``scale`` (n,) float32; each row
+    contiguous, rows any stride apart, at any address; a memory map will do. ``queries``: (q, d) or (d,) float32.
+    ``metric``: "cosine" and "inner" (largest first), "l2" (smallest first). ``rows``: int64 numbers of the rows to
+    search, in any order, repeats counted once; ``bitmap``: uint8, bit i % 8 of byte i // 8 stands for row i. Neither:
+    all rows. ``threads``: at most that many, the caller's included.
+
+    The scores are those of ``scores`` to the last bit (bfloat16 and int8: of the rows as float32, int8 times its
+    row's scale). Equal scores: the lowest row first. Rows and queries that hold NaN or infinity, or are all zero under
+    "cosine", have no score and never appear. Where fewer than ``k`` rows have one, the rest is -1 and NaN.
+
+    Raises InputError, DimensionError or TypeMismatchError before anything is read where the arguments do not fit.
+
+    >>> import numpy as np
+    >>> rows, scores = topk(np.eye(4, dtype=np.float32), np.array([[0, 1, 0, 0]], np.float32), 2, "cosine")
+    >>> rows.tolist(), scores.tolist()
+    ([[1, 0]], [[1.0, 0.0]])
+    """
+    import numpy as np
+
+    wanted = np.ascontiguousarray(np.atleast_2d(queries))
+    _check_arrays(matrix, wanted, scale)
+    _check_choice(k, len(wanted), metric, rows, bitmap, len(matrix))
+    numbers = np.full((len(wanted), k), -1, np.int64)
+    best = np.full((len(wanted), k), np.nan)
+    chosen = fallback.chosen_rows(len(matrix), rows, bitmap)
+    for i, (found, scores) in enumerate(fallback.best_rows(matrix, wanted, k, metric, chosen, scale, None)):
+        numbers[i, : len(found)], best[i, : len(scores)] = found, scores
+    return numbers, best
+
+
+def reaching(
+    matrix: Buffer,
+    count: int,
+    dimension: int,
+    dtype: Dtype,
+    query: Buffer,
+    metric: Metric,
+    k: int,
+    *,
+    slack: float = 0.0,
+    rows: Buffer | None = None,
+    bitmap: Buffer | None = None,
+    threads: int = 2,
+) -> tuple[array[int], array[float]]:
+    """Every row whose score reaches the ``k``-th best score, or misses it by ``slack`` at most; best first.
+
+    Returns row numbers (int64) and their float64 scores, ties by the lowest row: all scored rows where there are not
+    ``k`` of them. The other arguments are those of ``scores`` and ``topk``. This is ``topk`` for one query without
+    numpy, and without a choice among equals: SQL goes on from here with the other terms of its ORDER BY.
+
+    >>> from array import array
+    >>> rows, scores = reaching(array("f", [3, 1, 3, 2]), 4, 1, "float32", array("f", [1]), "inner", 1)
+    >>> rows.tolist(), scores.tolist()
+    ([0, 2], [3.0, 3.0])
+    """
+    import numpy as np
+
+    check_matrix(matrix, count, dimension, dtype, query, metric)
+    _check_choice(k, 1, metric, rows, bitmap, count)
+    if not slack >= 0:
+        raise InputError(f"slack is {slack}; expected at least 0")
+    table = np.frombuffer(memoryview(matrix), f"<f{4 if dtype == 'float32' else 2}", count * dimension)
+    wanted = np.frombuffer(memoryview(query), "<f4")[None, :]
+    chosen = fallback.chosen_rows(count, rows, bitmap)
+    [(found, best)] = fallback.best_rows(table.reshape(count, dimension), wanted, k, metric, chosen, None, slack)
+    return array("q", found.tobytes()), array("d", best.tobytes())
+
+
+def topk_error(dimension: int, dtype: VectorType) -> float:
+    """How far a scan's score may lie from the exact one, as a share of its scale; only its speed depends on it.
+
+    The scale is that of ``score_error``, but ``|row| * |query| + |row| ** 2`` for the square of an l2 distance. A
+    float32 sum rounds once per element of a lane and once per fold; batches also round row and query to bfloat16,
+    which holds bfloat16 and int8 rows exactly.
+
+    >>> topk_error(768, "float32") < 0.004
+    True
+    """
+    if dtype not in _TYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_TYPES)}")
+    return fallback.scan_error(dimension)
+
+
+def _check_arrays(matrix: NDArray[Any], queries: NDArray[Any], scale: NDArray[Any] | None) -> None:
+    kind = type_of(matrix)
+    if queries.dtype.str != "<f4":
+        raise TypeMismatchError(f"queries are {queries.dtype}; expected float32")
+    if queries.ndim != 2 or queries.shape[1] != matrix.shape[1]:
+        raise DimensionError(f"queries are {queries.shape}; expected (q, {matrix.shape[1]})")
+    if (scale is not None) != (kind == "int8"):
+        raise InputError(f"the matrix is {kind} and scale is {'given' if scale is not None else None}; int8 needs one")
+    if scale is not None and (scale.dtype.str != "<f4" or scale.shape != matrix.shape[:1]):
+        raise DimensionError(f"scale is {scale.shape} {scale.dtype}; expected ({len(matrix)},) float32")
+
+
+def type_of(matrix: NDArray[Any]) -> VectorType:
+    """What the elements of a matrix are; refuses what is no matrix of contiguous rows."""
+    kinds: dict[str, VectorType] = {
+        "<f4": "float32", "<f2": "float16", "<u2": "bfloat16", "|V2": "bfloat16", "<V2": "bfloat16", "|i1": "int8",
+    }  # fmt: skip
+    kind = kinds.get(matrix.dtype.str)
+    if kind is None:
+        raise TypeMismatchError(f"the matrix is {matrix.dtype}; expected one of {', '.join(_TYPES)}")
+    if matrix.ndim != 2 or matrix.shape[1] < 1:
+        raise DimensionError(f"the matrix is {matrix.shape}; expected (n, d) with d of at least 1")
+    if matrix.size and matrix.shape[1] > 1 and matrix.strides[1] != matrix.itemsize:
+        raise TypeMismatchError(f"the elements of a row lie {matrix.strides[1]} bytes apart; expected contiguous rows")
+    return kind
+
+
+def _check_choice(k: int, queries: int, metric: str, rows: object, bitmap: Buffer | None, count: int) -> None:
+    if metric not in METRICS:
+        raise InputError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
+    if k < 1 or k * queries > _MOST_RESULTS:
+        raise InputError(f"k is {k} for {queries} queries; expected at least 1, and {_MOST_RESULTS} results at most")
+    if rows is not None and bitmap is not None:
+        raise InputError("rows and bitmap are both given; expected one of them")
+    if bitmap is not None and items("bitmap", bitmap, "B", "uint8").nbytes < (count + 7) // 8:
+        found = memoryview(bitmap).nbytes
+        raise DimensionError(f"bitmap holds {found} bytes; {count} rows need {(count + 7) // 8}")
