@@ -12,5 +12,7 @@ from kernels import read_batch as read_batch
 from kernels import resize_into as resize_into
 from kernels import score_error as score_error
 from kernels import scores as scores
+from kernels import set_bits as set_bits
+from kernels import split as split
 from kernels import topk as topk
 from kernels import topk_error as topk_error

@@ -13,6 +13,7 @@ from .normalize import normalize, normalize_yuv
 from .reading import read_batch
 from .resize import resize_into
 from .search import at_least, kth_best, parse_integers, score_error, scores
+from .sets import set_bits, split
 from .topk import reaching, topk, topk_error
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "resize_into",
     "score_error",
     "scores",
+    "set_bits",
+    "split",
     "topk",
     "topk_error",
 ]

@@ -43,6 +43,26 @@ def parse_integers(raw: bytes) -> array[int]:
         raise InputError(f"a number in {raw[:40]!r}... does not fit int64; expected '12,34,-56'") from error
 
 
+def sort_unique(numbers: array[int]) -> array[int]:
+    import numpy as np
+
+    return array("q", np.unique(np.frombuffer(numbers, np.int64)).tobytes())
+
+
+def set_bits(bitmap: bytearray, numbers: memoryview, on: bool) -> int:
+    import numpy as np
+
+    rows = np.frombuffer(numbers, np.int64)
+    bad = ((rows < 0) | (rows >= 8 * len(bitmap))).nonzero()[0]
+    if len(bad):
+        raise InputError(f"numbers[{bad[0]}] is {rows[bad[0]]}; the bitmap has bits 0..{8 * len(bitmap) - 1}")
+    flags = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    before = int(flags.sum())
+    flags[rows] = on
+    bitmap[:] = np.packbits(flags, bitorder="little").tobytes()
+    return abs(int(flags.sum()) - before)
+
+
 def scores(
     matrix: Buffer, count: int, dimension: int, dtype: str, query: Buffer, metric: str, rows: memoryview | None
 ) -> array[float]:
