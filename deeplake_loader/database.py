@@ -22,6 +22,7 @@ from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Participant, weakly
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
+from deeplake_loader.indexes import Indexes, IndexVerbs
 from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
@@ -125,7 +126,7 @@ class _Plans(dict[tuple[str, int], Plan], Participant):
         self.clear()
 
 
-class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
+class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
@@ -135,8 +136,9 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._shards, self._vectors = Shards(catalog), Vectors(catalog)
+        self._indexes = Indexes(catalog, self._vectors)
         self._views = Views(catalog)
-        self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views)
+        self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views, self._indexes)
         self._references = References(catalog, self._views, self._overlays)
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
         self._plans = _Plans()
@@ -176,7 +178,10 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs):
         if kind in ("insert", "update", "delete"):
             return self._modify(sql, params)
         with self._catalog.transaction():
-            self._schema.change(self._plan(sql), sql)
+            plan = self._plan(sql)
+            self._schema.change(plan, sql)
+        if plan.index is not None and not self._catalog.in_transaction:
+            self._indexes.build(plan.index)
         return RowSet((), (), [], rowcount=0, returns_rows=False)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:

@@ -13,6 +13,7 @@ from deeplake_loader import history
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import ConstraintError, InputError, SQLError, UnsupportedSQLError
+from deeplake_loader.indexes import Indexes
 from deeplake_loader.overlays import copy_indexes, create_public_view, drop_public_views
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.states import select_sql
@@ -25,8 +26,9 @@ from deeplake_loader.views import Views
 class Schema:
     """Runs CREATE, ALTER and DROP for one handle."""
 
-    def __init__(self, catalog: Catalog, views: Views) -> None:
+    def __init__(self, catalog: Catalog, views: Views, indexes: Indexes) -> None:
         self._catalog, self._views, self._branches = catalog, views, Branches(catalog)
+        self._vector_indexes = indexes
 
     def change(self, plan: Plan, sql: str) -> None:
         """Do what the plan of a definition says, or nothing where IF EXISTS or IF NOT EXISTS leaves nothing to do.
@@ -49,7 +51,7 @@ class Schema:
     def _is_settled(self, plan: Plan) -> bool:
         """IF EXISTS and IF NOT EXISTS: nothing is left to do."""
         if plan.kind in ("create_index", "drop_index"):
-            return (self._indexed_table(plan.target or "") is not None) == (plan.kind == "create_index")
+            return self._has_index(plan.target or "") == (plan.kind == "create_index")
         exists = self._catalog.table(plan.target or "") is not None
         return (plan.kind == "create_table" and exists) or (plan.kind == "drop_table" and not exists)
 
@@ -70,6 +72,7 @@ class Schema:
     def _drop_table(self, plan: Plan, sql: str) -> None:
         table = plan.target or ""
         self._refuse_loss(table, "1", f"the rows of {table!r}", "drop the table")
+        self._vector_indexes.table_changed(table, lambda _: None)
         with self._public_views_aside(table):
             for branch in self._holders(table):
                 for name in (overlay_name(branch, table), shadow_name(branch, table)):
@@ -91,6 +94,8 @@ class Schema:
             if after.column(column.name) is None:
                 given = f"{quote_identifier(column.name)} IS NOT NULL"
                 self._refuse_loss(table, given, f"values of {column.name!r}", "drop the column")
+        names = dict(plan.renames)
+        self._vector_indexes.table_changed(table, lambda c: name if after.column(name := names.get(c, c)) else None)
         with self._public_views_aside(table):
             for index in _vector_indexes(before):
                 self._catalog.execute(f"DROP INDEX IF EXISTS main.{quote_identifier(index)}")
@@ -131,6 +136,11 @@ class Schema:
     # -- indexes ---------------------------------------------------------------------------------------------------
 
     def _create_index(self, plan: Plan, sql: str) -> None:
+        if plan.index is not None:
+            self._vector_indexes.create(plan.index)
+            return
+        if self._vector_indexes.named(plan.target or "") is not None:
+            raise SQLError(f"there is already an index {plan.target!r}; choose another name", sql=sql)
         self._catalog.execute(plan.sql, user_sql=sql)
         table = self._indexed_table(plan.target or "") or ""
         for branch in self._live():
@@ -160,6 +170,10 @@ class Schema:
 
     def _drop_index(self, plan: Plan, sql: str) -> None:
         index = plan.target or ""
+        vector_index = self._vector_indexes.named(index)
+        if vector_index is not None:
+            self._vector_indexes.drop(vector_index)
+            return
         table = self._indexed_table(index)
         self._catalog.execute(plan.sql, user_sql=sql)
         if table is None:
@@ -170,6 +184,9 @@ class Schema:
             )
             history.rebuild(self._catalog, overlay_name(branch, table))
         history.rebuild(self._catalog, table)
+
+    def _has_index(self, name: str) -> bool:
+        return self._indexed_table(name) is not None or self._vector_indexes.named(name) is not None
 
     def _indexed_table(self, index: str) -> str | None:
         query = "SELECT tbl_name FROM main.sqlite_master WHERE type = 'index' AND name = ?"

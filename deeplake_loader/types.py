@@ -214,6 +214,19 @@ class Table:
         return cls(data["name"], columns, tuple(data["primary_key"]))
 
 
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """An index on a vector column: its name, what it is on, its ``kind`` ("ivf"), the ``metric`` of the searches it
+    serves ("cosine", "l2" or "inner"), and how many ``lists`` a file gets (None: as many as suit its rows)."""
+
+    name: str
+    table: str
+    column: str
+    kind: str = "ivf"
+    metric: str = "cosine"
+    lists: int | None = None
+
+
 def quote_identifier(name: str) -> str:
     """The name as a double-quoted SQL identifier; a NUL is refused because SQLite would cut the name there."""
     if "\0" in name:

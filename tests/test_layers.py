@@ -33,6 +33,8 @@ RANKS = {
     "blobs": 3,
     "shard_file": 3,
     "scoring": 3,
+    "ann": 3,
+    "indexes": 5,
     "branches": 4,
     "history": 4,
     "states": 5,
@@ -52,12 +54,14 @@ RANKS = {
     "clips": 7,
     "media": 8,
     "checkout": 8,
+    "recall": 8,
     "quarantine": 4,
     "schema": 7,
     "references": 7,
     "database": 9,
     "lightning": 10,
     "nodes": 10,
+    "cli": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 TENSOR_WING = {"stream", "decode", "order", "reader"}

@@ -13,6 +13,7 @@ from deeplake_loader.merging.contents import Contents
 
 if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs none of it
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.indexes import Indexes
     from deeplake_loader.merging.diff import Diff
     from deeplake_loader.merging.merge import MergeResult, OnConflict
     from deeplake_loader.merging.retention import Garbage
@@ -32,6 +33,7 @@ class MergingVerbs:
     _shards: Shards
     _vectors: Vectors
     _views: Views
+    _indexes: Indexes
 
     def _begin_merging(self, source: Source) -> None:
         self._contents = Contents(self._shards, self._vectors)
@@ -127,7 +129,8 @@ class MergingVerbs:
         return retention.Garbage(tuple(found), sum(found.values()), dry_run)
 
     def optimize(self, *, keep: dt.timedelta | float | None = None) -> None:
-        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself.
+        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
+        make the lists that vector indexes lack.
 
         Args:
             keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
@@ -140,6 +143,8 @@ class MergingVerbs:
             self._vectors.seal()
             if keep is not None:
                 retention.prune(self._catalog, retention.period(keep, "keep"))
+        for index in () if self._catalog.in_transaction else self._indexes.all():
+            self._indexes.build(index)
 
     # -- help ------------------------------------------------------------------------------------------------------
 

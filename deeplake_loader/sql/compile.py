@@ -81,6 +81,9 @@ def _plan(context: Context, statement: tree.Statement) -> Plan:
         return _defined("create_table", tables.create(statement), statement.missing_ok)
     if isinstance(statement, tree.CreateIndex):
         return _defined("create_index", tables.index(statement), statement.missing_ok)
+    if isinstance(statement, tree.CreateVectorIndex):
+        index = tables.vector_index(statement)
+        return Plan("create_index", "", target=index.name, index=index, missing_ok=statement.missing_ok)
     if isinstance(statement, tree.Drop):
         kind: Kind = "drop_table" if statement.what == "table" else "drop_index"
         return _defined(kind, tables.drop(statement), statement.missing_ok)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from deeplake_loader.sql import tree
 from deeplake_loader.sql.reader import Reading
@@ -51,6 +52,23 @@ HINTS = {
     "EXTENSION": "vectors and UUIDs need no extension", "OR": "drop it first", "UNLOGGED": "leave it away",
     "SEQUENCE": "BIGINT PRIMARY KEY counts by itself", "TYPE": "use TEXT with a CHECK",
 }  # fmt: skip
+
+
+INDEX_HINTS = {
+    "hnsw": "; write USING ivf (column) WITH (lists = 100), which db.search uses with exact=False, or no index at all: "
+    "searches are exact and fast without",
+    "diskann": "; write USING ivf (column) WITH (lists = 100), or no index at all",
+    "hash": "; a plain index serves equality as well",
+}
+"""Index methods that PostgreSQL or its extensions have, and what to do instead."""
+
+OPERATOR_CLASSES: dict[str, Literal["cosine", "l2", "inner"]] = {
+    "vector_cosine_ops": "cosine", "vector_l2_ops": "l2", "vector_ip_ops": "inner",
+    "halfvec_cosine_ops": "cosine", "halfvec_l2_ops": "l2", "halfvec_ip_ops": "inner",
+}  # fmt: skip
+"""pgvector's operator classes, and the metric of each; without one, cosine."""
+
+MAX_LISTS = 32_768
 
 
 def parse(reading: Reading) -> tree.Statement:
@@ -234,7 +252,7 @@ class StatementParser(QueryParser):
 
     # -- indexes, DROP, ALTER --------------------------------------------------------------------------------------
 
-    def _create_index(self, pos: int) -> tree.CreateIndex:
+    def _create_index(self, pos: int) -> tree.CreateIndex | tree.CreateVectorIndex:
         unique = self.words("unique")
         self.expect("index")
         self.words("concurrently")
@@ -244,11 +262,40 @@ class StatementParser(QueryParser):
         table = self.table_name()
         if self.words("using"):
             method = self.name("an index method")
+            if method.text in ("ivf", "ivfflat"):
+                if unique:
+                    self.fail("an index on vectors cannot be UNIQUE")
+                return self._vector_index(name, table, missing_ok, pos)
             if method.text != "btree":
-                self.refuse(f"USING {method.text} is not supported; vectors need no index", method.pos)
+                self.refuse(f"USING {method.text} is not supported{INDEX_HINTS.get(method.text, '')}", method.pos)
         keys = self.parenthesised(lambda: self.listed(self._index_key))
         where = self.expression() if self.words("where") else None
         return tree.CreateIndex(name, table, unique, missing_ok, keys, where, pos)
+
+    def _vector_index(self, name: Name | None, table: Name, missing_ok: bool, pos: int) -> tree.CreateVectorIndex:
+        self.expect("(")
+        column = self.name("a vector column")
+        metric: Literal["cosine", "l2", "inner"] = "cosine"
+        if self.token.kind == "word":
+            operators = self.name("an operator class")
+            if operators.text not in OPERATOR_CLASSES:
+                known = ", ".join(OPERATOR_CLASSES)
+                self.refuse(f"operator class {operators.text} is not supported; known are {known}", operators.pos)
+            metric = OPERATOR_CLASSES[operators.text]
+        self.expect(")")
+        lists = self.parenthesised(self._lists) if self.words("with") else None
+        return tree.CreateVectorIndex(name, table, missing_ok, column, metric, lists, pos)
+
+    def _lists(self) -> int:
+        option = self.name("an option")
+        if option.text != "lists":
+            self.refuse(f"the option {option.text} is not supported; WITH (lists = 100) is", option.pos)
+        self.expect("=")
+        token = self.next()
+        text = token.text.strip("'")  # PostgreSQL takes both
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_LISTS:
+            self.fail(f"expected a number of lists from 1 to {MAX_LISTS}, found {token.text}")
+        return int(text)
 
     def _index_key(self) -> tree.OrderKey:
         key = self.order_key()

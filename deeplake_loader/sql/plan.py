@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.types import ColumnType, Table
+from deeplake_loader.types import ColumnType, Table, VectorIndex
 
 Kind = Literal[
     "select", "insert", "update", "delete", "create_table", "create_index", "drop_table", "drop_index", "alter_table",
@@ -29,7 +29,7 @@ CHOSEN_KEYS = "temp._dl_chosen"
 
 Its columns are the primary key's."""
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Plans of another version are compiled again."""
 
 
@@ -130,7 +130,7 @@ class Plan:
     table written, made or dropped; ``insert_columns``, the columns an INSERT fills, in order; ``returning``; ``fast``;
     ``reads``, the tables read; ``definition``, a table as it is after CREATE or ALTER (None for DROP); ``missing_ok``,
     IF EXISTS / IF NOT EXISTS was written; ``renames``, (old, new) column names of ALTER TABLE; ``ordered``, a SELECT
-    with an ORDER BY of its own.
+    with an ORDER BY of its own; ``index``, the vector index that CREATE INDEX makes.
     """
 
     kind: Kind
@@ -152,6 +152,7 @@ class Plan:
     keys_once: bool = False
     counted: Counted | None = None
     ordered: bool = False
+    index: VectorIndex | None = None
 
     @property
     def writes(self) -> bool:
@@ -219,6 +220,7 @@ class Plan:
                 "keys_once": self.keys_once,
                 "counted": None if self.counted is None else self.counted.to_data(),
                 "ordered": self.ordered,
+                "index": None if self.index is None else astuple(self.index),
             },
             separators=(",", ":"),
         )
@@ -249,6 +251,7 @@ class Plan:
             keys_once=data["keys_once"],
             counted=None if data["counted"] is None else Counted.from_data(data["counted"]),
             ordered=data["ordered"],
+            index=None if data["index"] is None else VectorIndex(*data["index"]),
         )
 
 

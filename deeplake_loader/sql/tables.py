@@ -15,7 +15,7 @@ from deeplake_loader.sql.queries import QueryCompiler
 from deeplake_loader.sql.scope import Scope, Visible, table_fields
 from deeplake_loader.sql.tree import Name
 from deeplake_loader.sql.values import WHOLE, Context, Target, identifier
-from deeplake_loader.types import BLOBS, RESERVED_PREFIX, Column, ColumnType, Table
+from deeplake_loader.types import BLOBS, RESERVED_PREFIX, Column, ColumnType, Table, VectorIndex
 
 STORED = {
     "DOUBLE": "DOUBLE PRECISION", "JSON": "JSON TEXT", "UUID": "UUID TEXT", "VECTOR": "BIGINT",
@@ -238,6 +238,17 @@ class TableCompiler:
         head = f"CREATE {'UNIQUE ' if node.unique else ''}INDEX {'IF NOT EXISTS ' if node.missing_ok else ''}"
         sql = f"{head}{identifier(name)} ON {identifier(table.name)} ({', '.join(keys)}){where}"
         return Definition(sql, name, table)
+
+    def vector_index(self, node: tree.CreateVectorIndex) -> VectorIndex:
+        table = self.context.table(node.table)
+        column = table.column(node.column.text)
+        if column is None:
+            self.context.fail(f"table {table.name!r} has no column {node.column.text!r}", node.column.pos)
+        if not column.type.is_vector:
+            self.context.fail(f"USING ivf is for VECTOR columns; {column.name!r} is {column.type}", node.column.pos)
+        name = node.name.text if node.name is not None else f"{table.name}_{column.name}_idx"
+        self._free(node.name or Name(name, pos=node.pos))
+        return VectorIndex(name, table.name, column.name, "ivf", node.metric, node.lists)
 
     def _index_name(self, table: Table, node: tree.CreateIndex) -> str:
         names = [k.expression.name.text if isinstance(k.expression, tree.ColumnRef) else "expr" for k in node.keys]

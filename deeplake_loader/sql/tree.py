@@ -439,6 +439,17 @@ class CreateIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateVectorIndex:
+    name: Name | None
+    table: Name
+    missing_ok: bool
+    column: Name
+    metric: Literal["cosine", "l2", "inner"]
+    lists: int | None
+    pos: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     what: Literal["table", "index"]
     name: Name
@@ -457,7 +468,7 @@ class AlterTable:
     pos: int = field(compare=False)
 
 
-Statement = Query | Insert | Update | Delete | CreateTable | CreateIndex | Drop | AlterTable
+Statement = Query | Insert | Update | Delete | CreateTable | CreateIndex | CreateVectorIndex | Drop | AlterTable
 
 
 def children(node: object) -> Iterator[object]:
