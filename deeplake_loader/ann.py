@@ -85,61 +85,26 @@ class Lists:
         return np.sort(np.concatenate(parts)).astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What a search through lists gave: the best rows with exact scores, best first; how many rows were scored; whether
-    every list was looked into, so that the result is exact after all."""
-
-    rows: Array
-    scores: Array
-    examined: int
-    complete: bool
-
-
-Score = Callable[["Array"], tuple["Array", "Array"]]
-"""Gives the best of some rows (ascending) and their exact scores, best first, rows without a score left out."""
-
-
-def probe(lists: Lists, query: Array, k: int, nprobe: int, score: Score, live: bytearray | None = None) -> Probed:
-    """The ``k`` best rows of the ``nprobe`` nearest lists, or of as many more as it takes to find ``k`` at all.
+def choose(lists: Lists, query: Array, k: int, nprobe: int, wanted: Callable[[Array], Array]) -> Array | None:
+    """The rows (ascending, int64) to score for the ``k`` nearest: the wanted ones of the ``nprobe`` nearest lists, or
+    of as many more as it takes to have ``k`` at all; None where that would be every list.
 
     Args:
-        score: see `Score`.
-        live: bit i % 8 of byte i // 8 is set where row i is wanted; None when every row is. The rows behind its end are
-            not.
+        query: float32; one that is not finite chooses nothing, so None.
+        wanted: gives those of some rows, ascending, that may be found.
     """
     import numpy as np
 
-    order, start, step, examined = lists.ranked(query), 0, nprobe, 0
-    bitmap = None if live is None else np.frombuffer(live, np.uint8)
-    found, scores = np.empty(0, np.int64), np.empty(0)
-    while start < len(order) and len(found) < k:
-        rows = lists.members(order[start : start + step])
-        rows = rows if bitmap is None else _wanted(rows, bitmap)
-        more, theirs = score(rows)
-        found, scores = best_of(np.concatenate([found, more]), np.concatenate([scores, theirs]), k, lists.metric)
-        examined += len(rows)
+    if not np.isfinite(query).all():
+        return None
+    order, found, start, step = lists.ranked(query), np.empty(0, np.int64), 0, nprobe
+    while len(found) < k or not start:
+        if start + step >= len(order):
+            return None
+        found = np.concatenate([found, wanted(lists.members(order[start : start + step]))])
         start += step
         step = start  # twice as many in all: few live rows must not cost a round for each list
-    return Probed(found, scores, examined, start >= len(order))
-
-
-def _wanted(rows: Array, bitmap: Array) -> Array:
-    rows = rows[: rows.searchsorted(8 * len(bitmap))]
-    return rows[(bitmap[rows >> 3] >> (rows & 7).astype("u1")) & 1 > 0]
-
-
-def best_of(rows: Array, scores: Array, k: int, metric: Metric) -> tuple[Array, Array]:
-    """The ``k`` best of some rows by score, ties by the lowest row."""
-    import numpy as np
-
-    order = np.lexsort((rows, scores if metric == "l2" else -scores))[:k]
-    return rows[order], scores[order]
-
-
-def suits(lists: Lists, nprobe: int, live: int) -> bool:
-    """Whether looking into lists is likely to score less than half of the ``live`` rows that a scan would."""
-    return live >= MIN_ROWS // 2 and 2 * nprobe < len(lists)
+    return np.sort(found)
 
 
 def widened(lists: Lists, nprobe: int, selectivity: float) -> int:

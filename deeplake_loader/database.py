@@ -180,8 +180,9 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         with self._catalog.transaction():
             plan = self._plan(sql)
             self._schema.change(plan, sql)
-        if plan.index is not None and not self._catalog.in_transaction:
-            self._indexes.build(plan.index)
+        index = None if plan.index is None else self._indexes.named(plan.index.name)
+        if index is not None and not self._catalog.in_transaction:
+            self._indexes.build(index)
         return RowSet((), (), [], rowcount=0, returns_rows=False)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:
@@ -198,6 +199,10 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
             bound = [(self._writer.bind(plan, params, row=i), params) for i, params in enumerate(rows)]
             total = sum(self._run(plan, b, params, sql)[1] for b, params in bound)
         return RowSet((), (), [], rowcount=total, returns_rows=False)
+
+    def compiled(self, sql: str) -> Plan:
+        """What a statement is, without running it: its kind, whether it writes, its result columns and their types."""
+        return self._plan(sql)
 
     @contextmanager
     def transaction(self, message: str | None = None) -> Iterator[None]:

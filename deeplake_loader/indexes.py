@@ -62,8 +62,9 @@ class Indexes(Participant):
         """Records an index, within the open transaction; its lists are made by `build`.
 
         Raises:
-            InputError: the name is taken, or the column has an index.
+            InputError: the name is taken, the column has an index, or faiss is not installed.
         """
+        ann.require()
         taken = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
         if self.named(index.name) is not None or self._catalog.fetchone(taken, (index.name,)) is not None:
             raise InputError(f"there is already a table or an index named {index.name!r}; choose another name")
@@ -204,7 +205,6 @@ class IndexVerbs:
         >>> db.create_index("generations", "clip_embedding", lists=1000)                # doctest: +SKIP
         1
         """
-        ann.require()
         if kind != "ivf":
             raise InputError(f"kind={kind!r} is not supported; write kind='ivf'")
         if metric not in ("cosine", "l2", "inner"):
