@@ -35,8 +35,19 @@ if bdist_wheel is not None:
 
     COMMANDS["bdist_wheel"] = AnyPythonWheel
 
-SOURCES = ("crc32c", "integers", "normalize", "parallel", "read_batch", "resize", "scores", "select")
-HEADERS = ("kernels.h", "resize_avx2.h", "resize_avx512.h", "scores_body.h")
+SOURCES = (
+    "crc32c",
+    "integers",
+    "normalize",
+    "parallel",
+    "read_batch",
+    "resize",
+    "scores",
+    "select",
+    "topk",
+    "topk_scan",
+)
+HEADERS = ("kernels.h", "resize_avx2.h", "resize_avx512.h", "scores.h", "scores_body.h", "topk.h", "topk_body.h")
 
 setup(
     name="deeplake-loader",

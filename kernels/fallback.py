@@ -95,6 +95,27 @@ def chosen_rows(count: int, rows: Buffer | None, bitmap: Buffer | None) -> NDArr
     return np.arange(count)
 
 
+def reaching(
+    matrix: Buffer,
+    count: int,
+    dimension: int,
+    dtype: str,
+    query: Buffer,
+    metric: str,
+    k: int,
+    slack: float,
+    rows: Buffer | None,
+    bitmap: Buffer | None,
+) -> tuple[array[int], array[float]]:
+    import numpy as np
+
+    table = np.frombuffer(memoryview(matrix), f"<f{4 if dtype == 'float32' else 2}", count * dimension)
+    wanted = np.frombuffer(memoryview(query), "<f4")[None, :]
+    chosen = chosen_rows(count, rows, bitmap)
+    [(found, best)] = best_rows(table.reshape(count, dimension), wanted, k, metric, chosen, None, slack)
+    return array("q", found.tobytes()), array("d", best.tobytes())
+
+
 Best = tuple["NDArray[np.int64]", "NDArray[np.float64]"]
 
 

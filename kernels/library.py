@@ -22,7 +22,7 @@ from deeplake_loader.errors import InputError
 if TYPE_CHECKING:
     from array import array
 
-ABI = 2
+ABI = 3
 """Raised with every change of the C functions, so that a library built from older sources is set aside, not called."""
 
 LEVELS = ("portable", "avx2", "avx512")
@@ -40,6 +40,9 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "dl_scores": (_I64, (_I32, _PTR, _I64, _I64, _I32, _PTR, _I32, _PTR, _I64, _PTR, _I32)),
     "dl_kth_best": (_I32, (_PTR, _I64, _I64, _I32, _PTR)),
     "dl_at_least": (_I64, (_PTR, _I64, ctypes.c_double, _I32, _PTR)),
+    "dl_topk": (_I64, (_I32, _PTR, _PTR, _PTR)),
+    "dl_reaching": (_I64, (_I32, _PTR, _PTR, _PTR, _PTR)),
+    "dl_release": (type(None), (_PTR,)),
     "dl_read_batch": (_I32, (_I32, _I64, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _PTR, _PTR, _I32)),
     "dl_resize": (_I32, (_I32, _PTR, _PTR, _PTR)),
     "dl_normalize": (type(None), (_I32, _PTR, _PTR, _PTR, _PTR, _PTR, _I32)),

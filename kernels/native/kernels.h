@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define DL_ABI 2  // kernels/library.py holds the same number
+#define DL_ABI 3  // kernels/library.py holds the same number
 #define DL_EXPORT __attribute__((visibility("default")))
 
 // Instruction sets; the caller passes one not above dl_level(). AVX2 includes FMA, F16C, SSE4.2 and PCLMUL;
@@ -14,6 +14,7 @@ enum { DL_PORTABLE = 0, DL_AVX2 = 1, DL_AVX512 = 2 };
 #define DL_X86 1
 #define DL_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,sse4.2,pclmul")))
 #define DL_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,vpclmulqdq,avx2,fma,f16c,sse4.2,pclmul")))
+#define DL_TARGET_BFLOAT16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,vpclmulqdq,avx2,fma,f16c,sse4.2,pclmul")))
 #endif
 
 // Calls task(context, item) for every item in 0..items-1, on up to `threads` threads, the caller's included.

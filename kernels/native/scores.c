@@ -1,6 +1,6 @@
 // One score per row against one query. All sums are float64: products of two float32 numbers are exact in it, sums of
 // squares cannot overflow, and a sum is finite exactly when every element is. The scan still waits for memory.
-#include "kernels.h"
+#include "scores.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,14 +8,7 @@
 #include <immintrin.h>
 #endif
 
-enum { COSINE = 0, L2 = 1, INNER = 2 };
 enum { LANES = 16, CHUNK = 256, AHEAD = 2, FAR = 8192 };  // CHUNK: rows of one task; FAR: bytes prefetched of a row
-
-struct query {
-    int64_t dimension;
-    double *values;  // padded with zeros to a multiple of LANES
-    double norm;     // the sum of its squares
-};
 
 struct scan {
     const void *matrix;
@@ -148,7 +141,7 @@ static void one_chunk(void *context, int64_t item) {
     scan->range(scan, from, to);
 }
 
-static int prepare(struct query *query, const void *values, int64_t dimension) {
+int dl_prepare(struct query *query, const void *values, int64_t dimension) {
     size_t padded = (size_t)((dimension + LANES - 1) / LANES * LANES);
     const struct unaligned_float *given = values;
     query->dimension = dimension;
@@ -163,6 +156,13 @@ static int prepare(struct query *query, const void *values, int64_t dimension) {
     return 0;
 }
 
+double dl_score(int32_t level, int32_t dtype, int32_t metric, const struct query *query, const void *row) {
+    double score;
+    struct scan scan = {row, NULL, &score, *query, metric, 1, NULL};
+    ranges[level][dtype](&scan, 0, 1);
+    return score;
+}
+
 // 0; -1 without memory; 1 + i when rows[i] is not a row of the matrix.
 DL_EXPORT int64_t dl_scores(int32_t level, const void *matrix, int64_t count, int64_t dimension, int32_t dtype,
                             const void *query, int32_t metric, const int64_t *rows, int64_t size, double *out,
@@ -170,7 +170,7 @@ DL_EXPORT int64_t dl_scores(int32_t level, const void *matrix, int64_t count, in
     for (int64_t i = 0; rows && i < size; i++)
         if (rows[i] < 0 || rows[i] >= count) return 1 + i;
     struct scan scan = {matrix, rows, out, {0}, metric, size, ranges[level][dtype]};
-    if (prepare(&scan.query, query, dimension)) return -1;
+    if (dl_prepare(&scan.query, query, dimension)) return -1;
     int64_t megabytes = size * dimension >> 18;  // a thread costs as much as reading about one
     if (threads > megabytes) threads = (int32_t)megabytes;
     dl_parallel((size + CHUNK - 1) / CHUNK, threads, one_chunk, &scan);

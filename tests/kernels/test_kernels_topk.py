@@ -281,7 +281,8 @@ def test_reaching_needs_no_numpy_where_the_library_is(backend: str):
 import sys
 from array import array
 from deeplake_loader import kernels
-rows, scores = kernels.reaching(array("f", [1, 0, 0, 2]), 2, 2, "float32", array("f", [0, 1]), "cosine", 1, rows=array("q", [1, 0]))
+matrix, query, listed = array("f", [1, 0, 0, 2]), array("f", [0, 1]), array("q", [1, 0])
+rows, scores = kernels.reaching(matrix, 2, 2, "float32", query, "cosine", 1, rows=listed)
 assert (rows.tolist(), scores.tolist()) == ([1], [1.0])
 assert "numpy" not in sys.modules
 """
