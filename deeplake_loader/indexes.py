@@ -102,6 +102,13 @@ class Indexes(Participant):
     def rolled_back(self) -> None:
         self._gone.clear()
 
+    def finder(self, table: str, column: str, metric: str) -> Callable[[int], ann.Lists | None] | None:
+        """Gives the lists of a column's files by number; None where no index serves searches by this metric."""
+        index = self.on(table, column)
+        if index is None or index.metric != metric:
+            return None
+        return lambda file: self.lists(index, file)
+
     # -- lists ---------------------------------------------------------------------------------------------------------
 
     def lists(self, index: VectorIndex, file: int) -> ann.Lists | None:

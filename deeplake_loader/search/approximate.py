@@ -17,6 +17,10 @@ from deeplake_loader.search.candidates import Candidates, Part
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Buffer
+
+    from deeplake_loader.scoring import Metric
+    from deeplake_loader.search.engine import Searcher
 
 RECALL = 0.95
 """What a search aims at that says neither ``nprobe`` nor ``recall``."""
@@ -25,6 +29,29 @@ _WORTH = 0.5  # lists that leave more than this share of the candidates are not 
 
 Find = Callable[[int], "ann.Lists | None"]
 """The lists of the file of that number; None where it has none."""
+
+
+class Lists:
+    """Chooses winners by way of lists: of one column, for one metric, at one effort."""
+
+    def __init__(
+        self, searcher: Searcher, find: Find, *, nprobe: int | None = None, recall: float | None = None
+    ) -> None:
+        check(nprobe, recall)
+        self._searcher, self._find = searcher, find
+        self._nprobe, self._recall = nprobe, recall
+
+    def winners(
+        self, metric: Metric, candidates: Candidates, query: Buffer, k: int
+    ) -> tuple[list[int] | None, int, bool]:
+        """(addresses as `Searcher.winners` gives them, rows scored for them, whether no other row could be better)."""
+        data = bytes(memoryview(query).cast("B"))
+        fewer = narrowed(candidates, self._find, data, k, nprobe=self._nprobe, recall=self._recall)
+        if fewer is not candidates:
+            found = self._searcher.winners(metric, fewer, query, k, metric != "l2")
+            if found is not None:
+                return found, fewer.count, False
+        return self._searcher.winners(metric, candidates, query, k, metric != "l2"), candidates.count, True
 
 
 def check(nprobe: object, recall: object) -> None:
