@@ -110,6 +110,8 @@ setup(
             "build",
             "lightning>=2.4",
             "accelerate>=1.1",
+            "dbapi-compliance>=1.15",
+            "alembic>=1.13",
             "faiss-cpu>=1.8",
         ],
     },
