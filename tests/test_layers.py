@@ -61,6 +61,7 @@ RANKS = {
     "database": 9,
     "lightning": 10,
     "nodes": 10,
+    "dbapi": 10,
     "cli": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
