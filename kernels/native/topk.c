@@ -9,11 +9,11 @@
 
 enum {
     RUN = 1024,      // rows of one step of a thread
+    SOME = 64,       // rows tested at once
     FEW = 3,         // queries up to which rows are read by products(), not as a tile
     SPARE = 64,      // room of a list beyond 2 k: how often its threshold is renewed
     BUDGET = 1 << 28 // bytes of all lists; fewer queries at a time where k asks for more
 };
-static const double SMALLEST = 1e-25, LARGEST = 1e25;  // sums of squares between which float32 loses nothing that counts
 
 struct search {  // mirrored in kernels/topk.py
     const void *matrix;
@@ -63,9 +63,9 @@ struct scan {
 
 struct worker {
     struct list lists[DL_GROUP];
-    float reach[DL_GROUP], share[DL_GROUP];  // thresholds as any() takes them
+    struct dl_reach reach;
     int64_t ids[RUN];
-    float products[DL_BLOCK * DL_GROUP], squares[RUN], one[RUN * FEW];
+    float products[DL_BLOCK * DL_GROUP], squares[RUN];
     const char *ahead[DL_BLOCK];
     uint32_t *converted;
     double *scratch;
@@ -97,10 +97,13 @@ static double exact_score(const struct scan *scan, float *floats, const struct w
     return search->metric == L2 ? -score : score;
 }
 
+static int64_t row_bytes(const struct search *search) {
+    return search->dimension * (search->dtype == FLOAT32 ? 4 : search->dtype == INT8 ? 1 : 2);
+}
+
 static void prefetch(const struct scan *scan, int64_t id) {
     const char *row = scan->matrix.data + id * scan->matrix.stride;
-    int64_t bytes = scan->search->dimension * (scan->search->dtype == FLOAT32 ? 4 : scan->search->dtype == INT8 ? 1 : 2);
-    for (int64_t at = 0; at < bytes && at < 8192; at += 64) __builtin_prefetch(row + at);
+    for (int64_t at = 0; at < row_bytes(scan->search) && at < 8192; at += 64) __builtin_prefetch(row + at);
 }
 
 static void score_entries(const struct scan *scan, float *floats, const struct wanted *wanted, struct list *list) {
@@ -190,19 +193,28 @@ static int grow(struct list *list, int64_t room) {
     return 1;
 }
 
-// The threshold as any() takes it, moved down by more than float32 rounds.
+// The thresholds of products, moved down by more than float32 rounds.
 static void renew_reach(const struct scan *scan, struct worker *worker, int64_t i) {
-    const struct wanted *wanted = &scan->wanted[i];
-    double reach = worker->lists[i].reach - slack_of(scan), length = wanted->length, margin;
+    double reach = worker->lists[i].reach - slack_of(scan), length = scan->wanted[i].length, margin;
+    double error = scan->batch ? scan->batch_error : scan->error;
+    struct dl_reach *out = &worker->reach;
+    out->fixed[i] = -INFINITY;
     if (isinf(reach) || length == 0) return;
+    if (scan->search->metric == COSINE) {
+        out->fixed[i] = 0;
+        out->length[i] = (float)(reach - error);
+        return;
+    }
     if (scan->search->metric == L2) {
         margin = (length * length + reach * reach) / (2 * length) * 0x1p-20;
         reach = (length * length - reach * reach) / (2 * length);
+        out->square[i] = (float)((1 - error) / (2 * length));
     } else {
-        if (scan->search->metric == INNER) reach /= length;
+        reach /= length;
         margin = fabs(reach) * 0x1p-20;
     }
-    worker->reach[i] = (float)(reach - margin);
+    out->fixed[i] = (float)(reach - margin);
+    out->length[i] = (float)-error;
 }
 
 static int make_room(const struct scan *scan, struct worker *worker, int64_t i) {
@@ -217,40 +229,26 @@ static int make_room(const struct scan *scan, struct worker *worker, int64_t i) 
 
 struct row {
     int64_t id;
-    double scale, square, length;
-    float factor, reserve, offset;  // for any()
-    int plain;                      // whether float32 holds its squares
+    double square, length;
+    int plain;  // whether float32 holds its squares
 };
 
-static struct row describe(const struct scan *scan, int64_t id, float square, double error) {
-    double scale = scan->search->scale ? scan->search->scale[id] : 1;
-    struct row row = {.id = id, .scale = scale, .square = square * scale * scale};
-    row.plain = square > SMALLEST && square < LARGEST && row.square > SMALLEST && row.square < LARGEST;
-    row.reserve = INFINITY;  // so that any() finds it
-    if (!row.plain) return row;
-    row.length = sqrt(row.square);
-    row.factor = (float)scale;
-    row.reserve = (float)(error * row.length);
-    if (scan->search->metric == COSINE) {
-        row.factor = (float)(scale / row.length);
-        row.reserve = (float)error;
-    }
-    if (scan->search->metric == L2) row.offset = (float)(row.square * (1 - error));
-    return row;
+static struct row describe(int64_t id, float square) {
+    return (struct row){id, square, sqrt(square), square > DL_SMALLEST && square < DL_LARGEST};
 }
 
-static struct entry interval(const struct scan *scan, const struct wanted *wanted, const struct row *row, float product) {
-    double length = wanted->length, dot = product * row->scale, error = scan->error;
+static struct entry interval(const struct scan *scan, const struct wanted *wanted, const struct row *row, double product) {
+    double length = wanted->length, error = scan->error;
     struct entry entry = {-INFINITY, INFINITY, row->id, 0};
     if (!row->plain || length == 0) return entry;
     if (scan->search->metric == COSINE) {
-        entry.lower = dot / row->length - error;
-        entry.upper = dot / row->length + error;
+        entry.lower = product / row->length - error;
+        entry.upper = product / row->length + error;
     } else if (scan->search->metric == INNER) {
-        entry.lower = length * (dot - error * row->length);
-        entry.upper = length * (dot + error * row->length);
+        entry.lower = length * (product - error * row->length);
+        entry.upper = length * (product + error * row->length);
     } else {
-        double total = row->square - 2 * length * dot + length * length;
+        double total = row->square - 2 * length * product + length * length;
         double gap = error * (row->square + 2 * length * row->length + length * length);
         entry.lower = -sqrt(total + gap);
         entry.upper = -sqrt(total > gap ? total - gap : 0);
@@ -260,6 +258,7 @@ static struct entry interval(const struct scan *scan, const struct wanted *wante
 
 static void offer(struct scan *scan, struct worker *worker, int64_t i, const struct row *row, float product) {
     struct list *list = &worker->lists[i];
+    if (!scan->wanted[i].known) return;
     struct entry entry = interval(scan, &scan->wanted[i], row, product);
     if (!(entry.upper >= list->reach - slack_of(scan))) return;
     list->entries[list->held++] = entry;
@@ -271,17 +270,25 @@ static void offer(struct scan *scan, struct worker *worker, int64_t i, const str
 
 // --- the scan
 
-static void scan_few(struct scan *scan, struct worker *worker, int64_t count) {
+static void rescale(const struct scan *scan, const int64_t *ids, int64_t count, float *products, float *squares) {
+    const float *scale = scan->search->scale;
+    for (int64_t r = 0; scale && r < count; r++) {
+        if (products) products[r] *= scale[ids[r]];
+        squares[r] *= scale[ids[r]] * scale[ids[r]];
+    }
+}
+
+// Several rows for a few queries; the rows are in the cache for all but the first.
+static void scan_rows(struct scan *scan, struct worker *worker, const int64_t *ids, int64_t count) {
     dl_products products = dl_products_of(scan->level, scan->search->dtype);
-    for (int64_t i = 0; i < scan->size; i++)
-        products(&scan->matrix, worker->ids, count, scan->wanted[i].unit, worker->one + i * RUN, worker->squares);
-    for (int64_t r = 0; r < count; r++) {
-        struct row row = describe(scan, worker->ids[r], worker->squares[r], scan->error);
-        for (int64_t i = 0; i < scan->size; i++) {
-            float product = worker->one[i * RUN + r];
-            float bound = worker->reach[i] + row.offset * worker->share[i];
-            if (!(product * row.factor + row.reserve < bound) && scan->wanted[i].known)
-                offer(scan, worker, i, &row, product);
+    for (int64_t i = 0; i < scan->size; i++) {
+        struct dl_reach reach = {{worker->reach.fixed[i]}, {worker->reach.length[i]}, {worker->reach.square[i]}};
+        products(&scan->matrix, ids, count, scan->wanted[i].unit, worker->products, worker->squares);
+        rescale(scan, ids, count, worker->products, worker->squares);
+        if (!dl_tests_of(scan->level)->rows(&reach, worker->products, worker->squares, count)) continue;
+        for (int64_t r = 0; r < count; r++) {
+            struct row row = describe(ids[r], worker->squares[r]);
+            offer(scan, worker, i, &row, worker->products[r]);
         }
     }
 }
@@ -289,32 +296,37 @@ static void scan_few(struct scan *scan, struct worker *worker, int64_t count) {
 // A row that may be among the best for some query of the group: a float32 product decides.
 static void offer_row(struct scan *scan, struct worker *worker, const struct row *row, const float *products) {
     dl_products exacter = dl_products_of(scan->level, scan->search->dtype);
+    struct dl_reach *reach = &worker->reach;
     for (int64_t i = 0; i < scan->size; i++) {
-        float bound = worker->reach[i] + row->offset * worker->share[i], product, square;
-        if (products[i] * row->factor + row->reserve < bound || !scan->wanted[i].known) continue;
+        double bound = reach->fixed[i] + reach->length[i] * row->length + reach->square[i] * row->square;
+        if (row->plain && products[i] < bound) continue;
+        float product, square;
         exacter(&scan->matrix, &row->id, 1, scan->wanted[i].unit, &product, &square);
+        rescale(scan, &row->id, 1, &product, &square);
         offer(scan, worker, i, row, product);
     }
 }
 
 static void scan_block(struct scan *scan, struct worker *worker, const int64_t *ids, int64_t count, int64_t after) {
     const struct search *search = scan->search;
-    int64_t bytes = search->dimension * (search->dtype == FLOAT32 ? 4 : search->dtype == INT8 ? 1 : 2);
+    dl_convert convert = scan->batch->convert[search->dtype];
     for (int64_t r = 0; r < count; r++) {
         const char *row = scan->matrix.data + ids[r] * scan->matrix.stride;
-        worker->squares[r] = scan->batch->convert[search->dtype](row, search->dimension, worker->converted + r * scan->width);
+        worker->squares[r] = convert(row, search->dimension, worker->converted + r * scan->width);
     }
     for (int64_t r = 0; r < DL_BLOCK; r++)
         worker->ahead[r] = scan->matrix.data + ids[r < after ? count + r : 0] * scan->matrix.stride;
     struct dl_tile tile = {worker->converted, scan->packed, scan->steps, scan->width, scan->lanes, count,
-                           worker->ahead, bytes, worker->products};
+                           worker->ahead, row_bytes(search), worker->products};
     scan->batch->tile(&tile);
-    dl_any any = dl_any_of(scan->level);
     for (int64_t r = 0; r < count; r++) {
-        const float *products = worker->products + r * scan->lanes * DL_LANE;
-        struct row row = describe(scan, ids[r], worker->squares[r], scan->batch_error);
-        if (any(products, scan->size, row.factor, row.reserve, row.offset, worker->reach, worker->share))
-            offer_row(scan, worker, &row, products);
+        float *products = worker->products + r * scan->lanes * DL_LANE;
+        if (search->scale)
+            for (int64_t i = 0; i < scan->size; i++) products[i] *= search->scale[ids[r]];
+        rescale(scan, ids + r, 1, NULL, worker->squares + r);
+        if (!dl_tests_of(scan->level)->queries(&worker->reach, products, worker->squares[r], scan->size)) continue;
+        struct row row = describe(ids[r], worker->squares[r]);
+        offer_row(scan, worker, &row, products);
     }
 }
 
@@ -344,13 +356,11 @@ static void work(void *context, int64_t item) {
     int64_t run;
     while ((run = __atomic_fetch_add(&scan->next, 1, __ATOMIC_RELAXED)) < scan->runs) {
         int64_t count = take_run(scan, run, worker->ids);
-        if (!scan->batch) {
-            scan_few(scan, worker, count);
-            continue;
-        }
-        for (int64_t at = 0; at < count; at += DL_BLOCK) {
-            int64_t here = count - at < DL_BLOCK ? count - at : DL_BLOCK;
-            scan_block(scan, worker, worker->ids + at, here, count - at - here);
+        int64_t step = scan->batch ? DL_BLOCK : SOME;
+        for (int64_t at = 0; at < count; at += step) {
+            int64_t here = count - at < step ? count - at : step;
+            if (scan->batch) scan_block(scan, worker, worker->ids + at, here, count - at - here);
+            else scan_rows(scan, worker, worker->ids + at, here);
         }
     }
 }
@@ -370,9 +380,13 @@ static void join(void *context, int64_t i) {
     }
 }
 
-static void finish(void *context, int64_t item) {  // of every query whose number is `item` modulo the threads
+static int64_t finishers(const struct scan *scan) {
+    return scan->size < scan->search->threads ? scan->size : scan->search->threads;
+}
+
+static void finish(void *context, int64_t item) {
     struct scan *scan = context;
-    for (int64_t i = item; i < scan->size; i += scan->search->threads) {
+    for (int64_t i = item; i < scan->size; i += finishers(scan)) {
         join(scan, i);
         if (!settle(scan, &scan->workers[item], &scan->workers[0].lists[i], &scan->wanted[i]))
             __atomic_store_n(&scan->failed, 1, __ATOMIC_RELAXED);
@@ -388,7 +402,7 @@ static int want(struct wanted *wanted, const struct search *search, int64_t numb
     if (!wanted->unit || dl_prepare(&wanted->exact, values, search->dimension)) return 0;
     double norm = wanted->exact.norm;
     wanted->known = isfinite(norm) && (norm > 0 || search->metric != COSINE);
-    if (!(norm > SMALLEST && norm < LARGEST)) return 1;
+    if (!(norm > DL_SMALLEST && norm < DL_LARGEST)) return 1;
     wanted->length = sqrt(norm);
     for (int64_t i = 0; i < search->dimension; i++) wanted->unit[i] = (float)(wanted->exact.values[i] / wanted->length);
     return 1;
@@ -413,10 +427,8 @@ static int equip(struct scan *scan, struct worker *worker) {
         if (!worker->converted) return 0;
     }
     for (int64_t i = 0; i < scan->size; i++) {
-        const struct wanted *wanted = &scan->wanted[i];
         worker->lists[i].reach = -INFINITY;
-        worker->reach[i] = -INFINITY;
-        worker->share[i] = scan->search->metric == L2 && wanted->length > 0 ? (float)(1 / (2 * wanted->length)) : 0;
+        renew_reach(scan, worker, i);
         if (!grow(&worker->lists[i], 2 * scan->k + SPARE)) return 0;
     }
     return worker->floats != NULL;
@@ -502,7 +514,7 @@ static int run(struct scan *scan, int64_t first) {
     int ready = prepare(scan, first);
     if (!ready) return 0;
     dl_parallel(scan->search->threads, scan->search->threads, work, scan);
-    dl_parallel(scan->search->threads, scan->search->threads, finish, scan);
+    dl_parallel(finishers(scan), scan->search->threads, finish, scan);
     return !scan->failed;
 }
 

@@ -42,7 +42,19 @@ struct dl_batch {
 };
 const struct dl_batch *dl_batch_of(int32_t level);
 
-// Whether products[i] * factor + reserve is not below reach[i] + offset * share[i] for any of `count`, NaN included.
-typedef int (*dl_any)(const float *products, int64_t count, float factor, float reserve, float offset,
-                      const float *reach, const float *share);
-dl_any dl_any_of(int32_t level);
+// Sums of squares between which float32 loses nothing that counts.
+#define DL_SMALLEST 1e-25f
+#define DL_LARGEST 1e25f
+
+// Thresholds of a product, one for each query: fixed + length * |row| + square * |row|^2.
+struct dl_reach {
+    float fixed[DL_GROUP], length[DL_GROUP], square[DL_GROUP];
+};
+
+// Whether any product is not below the threshold (NaN is not), or any square outside the limits above: of many rows
+// against the first query, and of one row against many queries.
+struct dl_tests {
+    int (*rows)(const struct dl_reach *reach, const float *products, const float *squares, int64_t count);
+    int (*queries)(const struct dl_reach *reach, const float *products, float square, int64_t count);
+};
+const struct dl_tests *dl_tests_of(int32_t level);

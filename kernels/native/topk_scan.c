@@ -2,6 +2,7 @@
 // memory, so it reads one row after the other; a batch is bound by arithmetic, so it takes rows in blocks, each element
 // of a row against 16 queries at a time with no sum across a vector.
 #include "topk.h"
+#include <math.h>
 #include <string.h>
 #ifdef DL_X86
 #include <immintrin.h>
@@ -29,13 +30,23 @@ static inline float of_half(uint32_t half) {
     return of_bits(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
 }
 
-// The sums of any(): compiled once for each instruction set, which vectorises it.
+// The tests of struct dl_reach: compiled once for each instruction set, which vectorises them.
 #define ANY(name)                                                                                               \
-    TARGET static int name(const float *products, int64_t count, float factor, float reserve, float offset,    \
-                           const float *reach, const float *share) {                                           \
+    TARGET static int name##_rows(const struct dl_reach *reach, const float *products, const float *squares,   \
+                                  int64_t count) {                                                             \
+        float fixed = *reach->fixed, length = *reach->length, square = *reach->square;                         \
         int found = 0;                                                                                          \
         for (int64_t i = 0; i < count; i++)                                                                     \
-            found |= !(products[i] * factor + reserve < reach[i] + offset * share[i]);                          \
+            found |= !(products[i] < fixed + length * sqrtf(squares[i]) + square * squares[i]) |               \
+                     !(squares[i] > DL_SMALLEST) | !(squares[i] < DL_LARGEST);                                  \
+        return found;                                                                                           \
+    }                                                                                                           \
+    TARGET static int name##_queries(const struct dl_reach *reach, const float *products, float square,        \
+                                     int64_t count) {                                                          \
+        float length = sqrtf(square);                                                                           \
+        int found = !(square > DL_SMALLEST) | !(square < DL_LARGEST);                                           \
+        for (int64_t i = 0; i < count; i++)                                                                     \
+            found |= !(products[i] < reach->fixed[i] + reach->length[i] * length + reach->square[i] * square); \
         return found;                                                                                           \
     }
 
@@ -239,12 +250,13 @@ const struct dl_batch *dl_batch_of(int32_t level) {
     return all + level;
 }
 
-dl_any dl_any_of(int32_t level) {
-    static const dl_any all[3] = {
-        portable_any,
+const struct dl_tests *dl_tests_of(int32_t level) {
+    static const struct dl_tests all[3] = {
+        {portable_any_rows, portable_any_queries},
 #ifdef DL_X86
-        avx2_any, avx512_any,
+        {avx2_any_rows, avx2_any_queries},
+        {avx512_any_rows, avx512_any_queries},
 #endif
     };
-    return all[level];
+    return all + level;
 }
