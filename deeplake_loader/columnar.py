@@ -87,10 +87,13 @@ class Texts:
         return Texts(data, offsets, None if self.nulls is None else self.nulls[rows], self.binary)
 
     def at(self, rows: Indices) -> list[Any]:
+        data = self.data.data  # slices of a memoryview take half the time of an array's
         pairs = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
-        items: list[Any] = [self.data[a:b].tobytes() for a, b in pairs]
-        if not self.binary:
-            items = [item.decode("utf-8", "surrogatepass") for item in items]
+        items: list[Any]
+        if self.binary:
+            items = [bytes(data[a:b]) for a, b in pairs]
+        else:
+            items = [str(data[a:b], "utf-8", "surrogatepass") for a, b in pairs]
         return _with_nulls(items, None if self.nulls is None else self.nulls[rows])
 
     def tolist(self) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import scoring, store
@@ -333,15 +334,16 @@ class Vectors(Participant):
         wanted = np.asarray(addresses, np.int64)
         if not len(wanted):
             raise InputError("gather needs at least one address: an empty list has no dimension")
-        files, ordinals = wanted >> 30, wanted & MAX_ORDINAL
-        groups = [(int(f), np.flatnonzero(files == f)) for f in np.unique(files)]
-        found = [(self.matrix(f, int(ordinals[places].max())), places) for f, places in groups]
-        layout = _one_layout([matrix for matrix, _ in found])
+        order = np.argsort(wanted)  # one sort, or each of many files would look through all addresses
+        ordinals, files = wanted[order] & MAX_ORDINAL, wanted[order] >> 30
+        cuts = [0, *(np.flatnonzero(files[1:] != files[:-1]) + 1).tolist(), len(wanted)]
+        found = [(self.matrix(int(files[a]), int(ordinals[b - 1])), a, b) for a, b in pairwise(cuts)]
+        layout = _one_layout([matrix for matrix, _, _ in found])
         out = np.empty((len(wanted), layout.dimension), layout.dtype)
-        for matrix, places in found:
-            matrix.verify(np.unique(ordinals[places]).tolist())
+        for matrix, a, b in found:
+            matrix.verify(ordinals[a:b].tolist())
             rows = np.frombuffer(matrix.view, layout.dtype).reshape(matrix.count, layout.dimension)
-            out[places] = rows[ordinals[places]]
+            out[order[a:b]] = rows[ordinals[a:b]]
         return out
 
     def matrix(self, file: int, ordinal: int) -> Matrix:
