@@ -100,3 +100,10 @@ def test_the_accelerate_example_trains_on_two_processes_and_goes_on_with_one(tmp
     assert "done after 26 steps" in done.stdout  # 400 rows, 2 epochs, 2 x 16 a step
     alone = run("train_accelerate", tmp_path)
     assert "going on in epoch 1 at row 384" in alone and "done after 1 steps" in alone
+
+
+def test_mining_the_nearest_of_what_fails_teaches_more_than_random_rows(tmp_path: Path) -> None:
+    said = run("mine_hard_negatives", tmp_path / "store")
+    assert re.fullmatch(r"before: 0\.9\d+ right, \d+ failures", said[0])
+    mined, random = map(float, re.findall(r"(\d\.\d+)", said[-1]))
+    assert mined > 0.99 and mined > random > 0.9
