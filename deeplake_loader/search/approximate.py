@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from deeplake_loader import ann
 from deeplake_loader.errors import InputError
 from deeplake_loader.search.candidates import Candidates, Part
+from deeplake_loader.search.statements import Found
 
 if TYPE_CHECKING:
     import numpy as np
-    from typing_extensions import Buffer
 
     from deeplake_loader.scoring import Metric
     from deeplake_loader.search.engine import Searcher
@@ -31,7 +31,7 @@ Find = Callable[[int], "ann.Lists | None"]
 """The lists of the file of that number; None where it has none."""
 
 
-class Lists:
+class ByLists:
     """Chooses winners by way of lists: of one column, for one metric, at one effort."""
 
     def __init__(
@@ -41,17 +41,14 @@ class Lists:
         self._searcher, self._find = searcher, find
         self._nprobe, self._recall = nprobe, recall
 
-    def winners(
-        self, metric: Metric, candidates: Candidates, query: Buffer, k: int
-    ) -> tuple[list[int] | None, int, bool]:
-        """(addresses as `Searcher.winners` gives them, rows scored for them, whether no other row could be better)."""
-        data = bytes(memoryview(query).cast("B"))
-        fewer = narrowed(candidates, self._find, data, k, nprobe=self._nprobe, recall=self._recall)
+    def found(self, metric: Metric, candidates: Candidates, query: bytes, k: int) -> Found:
+        """The winners of one query (float32 bytes): near rows, or by a scan where the lists do not lead to ``k``."""
+        fewer = narrowed(candidates, self._find, query, k, nprobe=self._nprobe, recall=self._recall)
         if fewer is not candidates:
-            found = self._searcher.winners(metric, fewer, query, k, metric != "l2")
-            if found is not None:
-                return found, fewer.count, False
-        return self._searcher.winners(metric, candidates, query, k, metric != "l2"), candidates.count, True
+            winners = self._searcher.winners(metric, fewer, query, k, metric != "l2")
+            if winners is not None:
+                return Found(winners, fewer.count, exact=False)
+        return Found(self._searcher.winners(metric, candidates, query, k, metric != "l2"), candidates.count)
 
 
 def check(nprobe: object, recall: object) -> None:
