@@ -8,15 +8,14 @@ in one snapshot; it can only be faster, never different.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from deeplake_loader import history, kernels
+from deeplake_loader import history
 from deeplake_loader.batches import Batch, batches, known_length
 from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Participant, weakly
@@ -30,9 +29,10 @@ from deeplake_loader.quarantine import QuarantineVerbs
 from deeplake_loader.references import References
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
 from deeplake_loader.schema import Schema
+from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
-from deeplake_loader.sql.plan import Bind, FastPath, Plan
+from deeplake_loader.sql.plan import Plan
 from deeplake_loader.types import Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.views import Views
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from deeplake_loader.stream import Stream
 
 T = TypeVar("T")
-SearchMetric = Literal["cosine", "l2", "inner"]
-_SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
 _MAX_PLANS = 1_000
 _VECTOR_BATCH, _BLOB_BATCH = 65_536, 1_024
 """Rows per step of a bulk insert: 200 MB of 768 float32, or 22 MB of 22 KB images. More images a step took half as long
@@ -126,7 +124,7 @@ class _Plans(dict[tuple[str, int], Plan], Participant):
         self.clear()
 
 
-class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs):
+class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
@@ -141,6 +139,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views, self._indexes)
         self._references = References(catalog, self._views, self._overlays)
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
+        self._begin_searching(self._writer)
         self._plans = _Plans()
         catalog.participants.append(self._plans)
         catalog.add_hook(self._vectors.register)
@@ -266,7 +265,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         """What ``fetch`` makes of the statement's rows, by the fastest of the ways to them."""
         with self._typed_errors():
             self._views.refresh(plan.reads)
-            found = None if plan.fast is None else self._fast(plan, plan.fast, params, sql, fetch)
+            found = None if plan.fast is None else self._statements.fetch(plan, plan.fast, params, sql, fetch)
             if plan.counted is not None and self._views.in_parts(plan.counted.table):
                 values = self._writer.bind(plan, params, binds=plan.counted.binds).values
                 found = fetch(plan.counted.sql, values, user_sql=sql)
@@ -286,28 +285,6 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
 
     def _rowset(self, plan: Plan, records: list[tuple[Any, ...]]) -> RowSet:
         return RowSet([c.name for c in plan.results], [c.type for c in plan.results], records, source=self)
-
-    def _fast(self, plan: Plan, fast: FastPath, params: object, sql: str, fetch: Callable[..., T]) -> T | None:
-        """The statement's rows, fetched by the fast path, or None when it must run unchanged."""
-        limit, offset = (self._count(plan, n, params) for n in (fast.limit, fast.offset))
-        query = self._writer.bind(plan, params, binds=[fast.query]).values[0]
-        if limit is None or limit == 0 or offset is None or query is None:
-            return None
-        bound = self._writer.bind(plan, params, binds=fast.candidate_binds)
-        text = self._catalog.fetchone(fast.candidates_sql, bound.values)[0]
-        if text is None:
-            return None
-        candidates = kernels.parse_integers(text)
-        winners = self._vectors.winners(fast.metric, candidates, query, limit + offset, fast.largest)
-        if winners is None:
-            return None
-        final = self._writer.bind(plan, params, binds=fast.final_binds, winners=json.dumps(winners))
-        return fetch(fast.final_sql, final.values, user_sql=sql)
-
-    def _count(self, plan: Plan, given: Bind | int, params: object) -> int | None:
-        """LIMIT or OFFSET as a number; None for what the database itself shall judge (NULL, negative, no integer)."""
-        value = given if isinstance(given, int) else self._writer.bind(plan, params, binds=[given]).values[0]
-        return value if isinstance(value, int) and value >= 0 else None
 
     def _modify(self, sql: str, params: object) -> RowSet:
         with self._catalog.transaction(), self._typed_errors():
@@ -413,39 +390,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
             raise NotFoundError(f"there is no table {name!r}; tables: {known}")
         return found
 
-    # -- search and stream -----------------------------------------------------------------------------------------
-
-    def search(
-        self,
-        table: str,
-        column: str,
-        q: Any,
-        *,
-        k: int = 10,
-        where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        metric: SearchMetric = "cosine",
-    ) -> RowSet | list[RowSet]:
-        """The k best rows with a ``score`` column: exact, filtered before scoring, ties and all, best first.
-
-        Args:
-            q: a query vector (D,), or a batch (Q, D) for a list of RowSets.
-            where: an SQL condition on the table, its parameters as ``:name`` in ``params``.
-            metric: ``cosine`` similarity or ``inner`` product (largest first), ``l2`` distance (smallest first).
-
-        >>> db.search("generations", "clip_embedding", q, k=20, where="steps >= 25")    # doctest: +SKIP
-        """
-        if metric not in _SCORES:
-            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
-        if _depth(q) == 2:
-            return [self.search(table, column, v, k=k, where=where, params=params, metric=metric) for v in q]  # type: ignore[misc]
-        function, order = _SCORES[metric]
-        sql = (
-            f"SELECT *, {function}({quote_identifier(column)}, :_dl_query) AS score FROM {quote_identifier(table)} "
-            f"WHERE {f'({where}) AND ' if where else ''}{quote_identifier(column)} IS NOT NULL "
-            f"ORDER BY score {order} LIMIT :_dl_k"
-        )
-        return self.execute(sql, {**(params or {}), "_dl_query": q, "_dl_k": k})
+    # -- stream ----------------------------------------------------------------------------------------------------
 
     def stream(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, batch_size: int, **options: Any
@@ -567,16 +512,6 @@ def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> boo
     if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
         return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)
-
-
-def _depth(q: Any) -> int:
-    """1 for a vector, 2 for a batch of them, without importing numpy."""
-    shape = getattr(q, "shape", None)
-    if shape is not None:
-        return len(shape)
-    return (
-        2 if isinstance(q, list | tuple) and q and not isinstance(q[0], int | float) and hasattr(q[0], "__len__") else 1
-    )
 
 
 @contextmanager

@@ -134,15 +134,16 @@ class Sealed:
         NotFoundError: the file is not there.
     """
 
-    __slots__ = ("_checks", "_map", "_unverified", "_url", "_verified", "count", "layout", "view")
+    __slots__ = ("_checks", "_map", "_unverified", "_verified", "count", "layout", "url", "view")
 
-    def __init__(self, path: str, url: str, layout: Layout, count: int, checks: bytes) -> None:
-        self.layout, self.count, self._url, self._checks = layout, count, url, checks
+    def __init__(self, path: str, url: str, layout: Layout, count: int, checks: bytes, *, behind: int = 0) -> None:
+        """``behind``: bytes of the file that follow the rows and have checksums of their own."""
+        self.layout, self.count, self.url, self._checks = layout, count, url, checks
         with file_errors("open the vectors", path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self._check_size(os.fstat(fd).st_size)
-                self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+                self._check_size(os.fstat(fd).st_size - behind)
+                self._map = mmap.mmap(fd, layout.size(count), prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
         if self._map[:HEADER] != layout.header(count):
@@ -155,11 +156,11 @@ class Sealed:
         expected, blocks = self.layout.size(self.count), len(self._checks) // 4
         if size != expected:
             raise CorruptionError(
-                f"{self._url}: {size} bytes, but {self.count} rows of {self.layout.dimension} {self.layout.dtype} are "
+                f"{self.url}: {size} bytes, but {self.count} rows of {self.layout.dimension} {self.layout.dtype} are "
                 f"{expected}; the file was cut or replaced: put the original back"
             )
         if len(self._checks) != 4 * -(-size // BLOCK):
-            raise CorruptionError(f"{self._url}: the catalog holds {blocks} checksums for {size} bytes")
+            raise CorruptionError(f"{self.url}: the catalog holds {blocks} checksums for {size} bytes")
 
     def verify(self, rows: Sequence[int]) -> None:
         if self._unverified:
@@ -206,7 +207,7 @@ class Sealed:
         start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self._map))
         first, last = max(start - HEADER, 0) // self.layout.stride, (stop - HEADER - 1) // self.layout.stride
         return CorruptionError(
-            f"{self._url}: block {block} (bytes {start} to {stop}, rows {first} to {last}) has crc32c {found:08x}, "
+            f"{self.url}: block {block} (bytes {start} to {stop}, rows {first} to {last}) has crc32c {found:08x}, "
             f"written as {expected:08x}; put the original file back"
         )
 

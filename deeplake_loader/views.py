@@ -111,6 +111,11 @@ class Views(Participant):
         """Whether the tables themselves are what is shown."""
         return self.branch == MAIN and not self.fixed
 
+    @property
+    def point(self) -> tuple[int, bool, int]:
+        """What is shown: the branch, whether as of a fixed commit, and which."""
+        return self._shown()
+
     def _shown(self) -> tuple[int, bool, int]:
         return self.branch, self.fixed, self._seq
 

@@ -51,6 +51,7 @@ RANKS = {
     "stream": 6,
     "merging": 7,
     "transcoding": 6,
+    "search": 6,
     "clips": 7,
     "media": 8,
     "checkout": 8,

@@ -50,9 +50,21 @@ def fast_path(context: Context, query: tree.Query, blocks: list[Block], *, hidde
         final, final_binds = again.finish(QueryCompiler(again, inject, hidden=hidden).query(query, top=True).sql)
         return FastPath(
             first, first_binds, final, final_binds, scored.table, scored.column, scored.metric, scored.largest, limit,
-            offset if offset is not None else 0, scored.query,
+            offset if offset is not None else 0, scored.query, _whole(block, scored),
         )  # fmt: skip
     return None
+
+
+def _whole(block: Block, scored: Scored) -> bool:
+    """Whether every row of the table is a candidate: one table, and no condition but that the column is not NULL."""
+    node = block.node
+    if not isinstance(node.source, tree.TableRef) or node.source.name.text.lower() != scored.table.lower():
+        return False
+    condition = node.where
+    if isinstance(condition, tree.Is) and condition.what == "null" and condition.negated:
+        operand = condition.operand
+        return isinstance(operand, tree.ColumnRef) and operand.name.text.lower() == scored.column.lower()
+    return condition is None
 
 
 def _scored(context: Context, block: Block) -> Scored | None:

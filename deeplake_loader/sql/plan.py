@@ -29,7 +29,7 @@ CHOSEN_KEYS = "temp._dl_chosen"
 
 Its columns are the primary key's."""
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 """Plans of another version are compiled again."""
 
 
@@ -74,7 +74,8 @@ class FastPath:
 
     ``candidates_sql`` gives one row, one text: the addresses of every row that the block's own FROM and WHERE let
     through, joined by commas, repeats kept (NULL when there is none). K = limit + offset of them win; ``final_sql`` is
-    the user's statement with the winners' addresses as one more condition of that block.
+    the user's statement with the winners' addresses as one more condition of that block. ``whole``: the candidates are
+    every vector in the table's column.
     """
 
     candidates_sql: str
@@ -88,19 +89,20 @@ class FastPath:
     limit: Bind | int
     offset: Bind | int
     query: Bind
+    whole: bool = False
 
     def to_data(self) -> list[Any]:
         limit, offset = (n if isinstance(n, int) else n.to_data() for n in (self.limit, self.offset))
         first, final = ([b.to_data() for b in binds] for binds in (self.candidate_binds, self.final_binds))
         return [self.candidates_sql, first, self.final_sql, final, self.table, self.column,
-                self.metric, int(self.largest), limit, offset, self.query.to_data()]  # fmt: skip
+                self.metric, int(self.largest), limit, offset, self.query.to_data(), int(self.whole)]  # fmt: skip
 
     @classmethod
     def from_data(cls, data: Sequence[Any]) -> FastPath:
-        candidates, first, final, last, table, column, metric, largest, limit, offset, query = data
+        candidates, first, final, last, table, column, metric, largest, limit, offset, query, whole = data
         return cls(
             candidates, _binds(first), final, _binds(last), table, column, metric, bool(largest),
-            _count(limit), _count(offset), Bind.from_data(query),
+            _count(limit), _count(offset), Bind.from_data(query), bool(whole),
         )  # fmt: skip
 
 

@@ -1,0 +1,254 @@
+"""The best of many candidate rows, exactly: file by file by the fastest way there is, then over all files.
+
+A file is scanned in its own bytes or, where there is one, in a copy of half the size. A score from the copy misses the
+exact one by at most ``Copy.error``. So every row that belongs to the best by its exact score reaches the k-th best
+score from the copy less twice that error; those few rows are scored again from the file itself.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from deeplake_loader import kernels
+from deeplake_loader.errors import CorruptionError, DimensionError
+from deeplake_loader.matrices import Matrix
+from deeplake_loader.search.candidates import Candidates, Part
+from deeplake_loader.types import ORDINAL_BITS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from typing_extensions import Buffer
+
+    from deeplake_loader.scoring import Find, Metric
+    from deeplake_loader.search.copies import Copies, Copy
+
+MAX_WINNERS = 10_000
+"""More ties than this at the k-th place, and the statement runs as it was written."""
+
+_COPY_ROWS = 4_096  # candidates in a file from which its copy pays for scoring the best of them twice
+_SPARE = 16  # rows beyond k that a batch asks for: ties of the k-th place as a rule end there
+_THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+Rows = tuple["array[int]", "array[float]"]
+"""Row numbers of a file or addresses, and their exact scores."""
+
+
+class Device(Protocol):
+    """Where the matrices may lie instead of in this machine's memory."""
+
+    def best(
+        self, file: int, matrix: Matrix, part: Part, queries: np.ndarray, k: int, metric: Metric
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (q, k) int64 and exact scores (q, k), best first, -1 and NaN where there is none."""
+
+
+class Searcher:
+    """Chooses the winners among candidates of one store's vectors."""
+
+    def __init__(self, find: Find, copies: Copies | None = None) -> None:
+        self._find, self._copies = find, copies
+
+    def winners(self, metric: Metric, candidates: Candidates, query: Buffer, k: int, largest: bool) -> list[int] | None:
+        """Every address, ascending, whose score reaches the ``k``-th best of the candidates, each counted once.
+
+        ``query``: float32 bytes; ``largest``: whether large scores are the best. Ties with the k-th are never cut. None
+        where fewer than ``k`` candidates have a score, where more than 10,000 + k would win, and for the largest l2
+        distances: then the statement runs as it was written.
+
+        Raises:
+            DimensionError: the query's length is not the column's.
+            CorruptionError: bytes changed on disk.
+        """
+        if k <= 0 or not candidates.parts:
+            return [] if k <= 0 else None
+        towards = _towards(metric, query, largest)
+        if towards is None or k > candidates.count:
+            return None
+        slack = _slack(metric, query)
+        found, scores = array("q"), array("d")
+        for part in candidates.parts:
+            rows, theirs = self._reaching(part, metric, towards, k, slack)
+            base = part.file << ORDINAL_BITS
+            found.extend([base + row for row in rows])
+            scores.extend(theirs)
+        return _chosen(metric, found, scores, k, slack)
+
+    def _reaching(self, part: Part, metric: Metric, query: Buffer, k: int, slack: float) -> Rows:
+        """Rows of one file, among them all that reach its k-th best score less ``slack``."""
+        matrix = self._matrix(part, metric, query)
+        copy = self._copy(part, matrix)
+        if copy is not None and self._copies is not None:
+            try:
+                rows, _ = _scan(copy.matrix, part, metric, query, k, slack + 2 * copy.error(metric, query))
+                return self._rescored(matrix, metric, query, rows)
+            except CorruptionError:
+                _check(matrix, part)  # in the file itself it is an error
+                self._copies.drop(part.file, matrix)
+        return _scan(matrix, part, metric, query, k, slack)
+
+    def _rescored(self, matrix: Matrix, metric: Metric, query: Buffer, rows: Sequence[int]) -> Rows:
+        chosen = array("q", sorted(rows))
+        matrix.verify(chosen)
+        layout = matrix.layout
+        scores = kernels.scores(
+            matrix.view, matrix.count, layout.dimension, layout.dtype, query, metric, chosen, threads=1
+        )
+        return chosen, scores
+
+    def _copy(self, part: Part, matrix: Matrix) -> Copy | None:
+        if self._copies is None or part.count < _COPY_ROWS:
+            return None
+        return self._copies.of(part.file, matrix)
+
+    def _matrix(self, part: Part, metric: Metric, query: Buffer) -> Matrix:
+        matrix = self._find(part.file, part.last)
+        dimension, found = matrix.layout.dimension, memoryview(query).nbytes
+        if found != 4 * dimension:
+            raise DimensionError(
+                f"the {metric} score compares a vector of {dimension} with one of {found / 4:g}; pass a float32 vector "
+                f"of {dimension}"
+            )
+        return matrix
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def winners_of_each(
+        self, metric: Metric, candidates: Candidates, queries: Sequence[bytes], k: int, device: Device | None = None
+    ) -> list[list[int] | None]:
+        """``winners`` for each of some queries, the best first as the metric has it, by one scan for all of them."""
+        import numpy as np
+
+        if k <= 0 or k > candidates.count:
+            return [self.winners(metric, candidates, query, k, metric != "l2") for query in queries]
+        dimensions = {len(query) // 4 for query in queries}
+        if len(dimensions) > 1:
+            raise DimensionError(f"the queries of a batch have {dimensions} elements; give all of them the column's")
+        stacked = np.frombuffer(b"".join(queries), "<f4").reshape(len(queries), -1)
+        wanted = min(k + _SPARE, candidates.count)
+        bests = [self._best(part, metric, stacked, wanted, device) for part in candidates.parts]
+        found = np.concatenate([best.addresses for best in bests], axis=1)
+        merits = np.concatenate([best.merits for best in bests], axis=1)
+        edges = np.partition(merits, -k, axis=1)[:, -k] - _slack(metric, queries[0])
+        left = np.max([best.left for best in bests], axis=0)
+        # no merit at the edge: too few scores. As good a row left out: ties, or a scan too coarse to tell
+        return [
+            np.sort(found[i][merits[i] >= edges[i]]).tolist() if left[i] < edges[i]
+            else None if edges[i] == -np.inf and left[i] == -np.inf
+            else self.winners(metric, candidates, query, k, metric != "l2")
+            for i, query in enumerate(queries)
+        ]  # fmt: skip
+
+    def _best(self, part: Part, metric: Metric, queries: np.ndarray, k: int, device: Device | None) -> _Best:
+        import numpy as np
+
+        matrix = self._matrix(part, metric, queries[0])
+        if device is not None:
+            return _Best.of(part, metric, *device.best(part.file, matrix, part, queries, k, metric))
+        copy = self._copy(part, matrix)
+        if copy is not None and self._copies is not None:
+            try:
+                rows, scores = _scan_batch(copy.matrix, part, metric, queries, k)
+                errors = np.array([copy.error(metric, query) for query in queries])
+                return self._exact(part, matrix, metric, queries, rows, _merits(metric, scores[:, -1]) + errors)
+            except CorruptionError:
+                _check(matrix, part)
+                self._copies.drop(part.file, matrix)
+        rows, scores = _scan_batch(matrix, part, metric, queries, k)
+        return _Best.of(part, metric, rows, scores)
+
+    def _exact(
+        self, part: Part, matrix: Matrix, metric: Metric, queries: np.ndarray, rows: np.ndarray, left: np.ndarray
+    ) -> _Best:
+        """The exact scores of the rows that an inexact scan found."""
+        import numpy as np
+
+        scores = np.full(rows.shape, np.nan)
+        rows = np.sort(rows, axis=1)
+        for i, query in enumerate(queries):
+            held = rows[i] >= 0
+            scores[i, held] = self._rescored(matrix, metric, query, rows[i, held].tolist())[1]
+        return _Best((part.file << ORDINAL_BITS) + rows, _merits(metric, scores), left)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """For each query the ``addresses`` (q, k) of rows of one file, their exact ``merits`` (larger is better, -inf where
+    there is no score), and the most merit that any other row of the file may have, ``left`` (q,)."""
+
+    addresses: np.ndarray
+    merits: np.ndarray
+    left: np.ndarray
+
+    @classmethod
+    def of(cls, part: Part, metric: Metric, rows: np.ndarray, scores: np.ndarray) -> _Best:
+        """Of a scan whose scores are exact."""
+        merits = _merits(metric, scores)
+        return cls((part.file << ORDINAL_BITS) + rows, merits, merits[:, -1])
+
+
+def _merits(metric: Metric, scores: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.where(np.isnan(scores), -np.inf, -scores if metric == "l2" else scores)
+
+
+def _scan_batch(
+    matrix: Matrix, part: Part, metric: Metric, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    _check(matrix, part)
+    rows, bitmap = _filter(part)
+    held = as_array(matrix)[: part.last + 1]
+    return kernels.topk(held, queries, k, metric, rows=rows, bitmap=bitmap, threads=_THREADS)
+
+
+def as_array(matrix: Matrix) -> np.ndarray:
+    """The rows (n, d) without a copy, not yet verified."""
+    import numpy as np
+
+    layout = matrix.layout
+    flat = np.frombuffer(matrix.view, layout.dtype, matrix.count * layout.dimension)
+    return flat.reshape(matrix.count, layout.dimension)
+
+
+def _scan(matrix: Matrix, part: Part, metric: Metric, query: Buffer, k: int, slack: float) -> Rows:
+    _check(matrix, part)
+    layout, (rows, bitmap) = matrix.layout, _filter(part)
+    return kernels.reaching(
+        matrix.view, part.last + 1, layout.dimension, layout.dtype, query, metric, k,
+        slack=slack, rows=rows, bitmap=bitmap, threads=_THREADS,
+    )  # fmt: skip
+
+
+def _check(matrix: Matrix, part: Part) -> None:
+    matrix.verify(range(part.last + 1) if part.rows is None else part.rows)
+
+
+def _filter(part: Part) -> tuple[Buffer | None, Buffer | None]:
+    """The rows, or the bitmap, that tells a kernel what to look at; neither where it is all rows."""
+    return (None, None) if part.count == part.last + 1 else (part.rows, part.bitmap)
+
+
+def _towards(metric: Metric, query: Buffer, largest: bool) -> Buffer | None:
+    """The query whose best scores the wanted ones are: the worst rows for a vector are the best for its negative, bit
+    for bit. There is none for the largest distances."""
+    if largest == (metric != "l2"):
+        return query
+    return None if metric == "l2" else array("f", [-x for x in memoryview(query).cast("B").cast("f")])
+
+
+def _slack(metric: Metric, query: Buffer) -> float:
+    """By how much a score may miss the k-th best and still tie with it in SQL, where 1 - cosine rounds."""
+    return 2 * kernels.score_error(memoryview(query).nbytes // 4) if metric == "cosine" else 0.0
+
+
+def _chosen(metric: Metric, found: array[int], scores: array[float], k: int, slack: float) -> list[int] | None:
+    largest = metric != "l2"
+    kth = kernels.kth_best(scores, k, largest)
+    if kth != kth:
+        return None
+    winners = kernels.at_least(scores, kth - slack if largest else kth + slack, largest)
+    return sorted(found[i] for i in winners) if len(winners) <= MAX_WINNERS + k else None

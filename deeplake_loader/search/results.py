@@ -1,0 +1,68 @@
+"""What a search gives back: the rows, best first, with their scores and the addresses of their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader.rows import RowSet, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deeplake_loader.types import ColumnType
+
+
+class SearchResult(RowSet):
+    """The rows of one search, best first, whose last column is ``score``.
+
+    ``exact``: no row that was left out has a better score; ``rows_examined``: how many vectors were scored.
+    """
+
+    exact: bool
+    rows_examined: int
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        types: Sequence[ColumnType | None],
+        records: list[tuple[Any, ...]],
+        *,
+        column: str,
+        exact: bool,
+        rows_examined: int,
+        source: Source | None = None,
+    ) -> None:
+        super().__init__(names, types, records, source=source)
+        self.exact, self.rows_examined, self._column = exact, rows_examined, column
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """(n,) int64: the addresses of the rows' vectors, which `Database.vectors` reads."""
+        import numpy as np
+
+        return np.array(self.raw(self.names.index(self._column)), np.int64)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(n,) float64: the rows' scores, NaN where a vector has none."""
+        import numpy as np
+
+        return np.array(self.raw(len(self.names) - 1), np.float64)
+
+    def without(self, names: Sequence[str], key: tuple[Any, ...], k: int) -> SearchResult:
+        """The first ``k`` rows, leaving out the one that has this key."""
+        places = [self.names.index(name) for name in names]
+        kept = [record for row, record in zip(self, self._records, strict=True) if tuple(row[i] for i in places) != key]
+        return SearchResult(
+            self.names, self.types, kept[:k], column=self._column, exact=self.exact,
+            rows_examined=self.rows_examined, source=self._source,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"column": self._column, "exact": self.exact, "rows_examined": self.rows_examined}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.exact, self.rows_examined, self._column = state["exact"], state["rows_examined"], state["column"]

@@ -1,0 +1,255 @@
+"""The verbs of a Database that look for vectors: search, similar, near_duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from deeplake_loader.errors import InputError, NotFoundError
+from deeplake_loader.rows import Row
+from deeplake_loader.search.candidates import LiveRows
+from deeplake_loader.search.copies import Copies
+from deeplake_loader.search.engine import Searcher
+from deeplake_loader.search.results import SearchResult
+from deeplake_loader.search.statements import Answer, Lists, Statements
+from deeplake_loader.types import Table, quote_identifier
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deeplake_loader.catalog import Catalog
+    from deeplake_loader.indexes import Indexes
+    from deeplake_loader.rows import RowSet, Source
+    from deeplake_loader.search.device import TorchDevice
+    from deeplake_loader.search.duplicates import NearDuplicates
+    from deeplake_loader.sql.plan import Plan
+    from deeplake_loader.vectors import Vectors
+    from deeplake_loader.views import Views
+    from deeplake_loader.writing import Writer
+
+SearchMetric = Literal["cosine", "l2", "inner"]
+_SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
+
+
+class SearchVerbs:
+    """What Database inherits; ``_begin_searching`` gets the parts that the verbs work on."""
+
+    _catalog: Catalog
+    _vectors: Vectors
+    _views: Views
+    _indexes: Indexes
+
+    def _begin_searching(self, writer: Writer) -> None:
+        self._copies = Copies(self._catalog, self._vectors.matrix)
+        self._searcher = Searcher(self._vectors.matrix, self._copies)
+        live = LiveRows(self._catalog, self._views)
+        self._statements = Statements(self._catalog, writer, self._searcher, live)
+        self._devices: dict[str, TorchDevice] = {}
+
+    if TYPE_CHECKING:  # what Database itself is asked for
+
+        def execute(self, sql: str, params: Any = None) -> RowSet: ...
+        def vectors(self, addresses: np.ndarray) -> np.ndarray: ...
+        def _plan(self, sql: str) -> Plan: ...
+        def _table(self, name: str) -> Table: ...
+        def _typed_errors(self) -> AbstractContextManager[None]: ...
+
+    def search(
+        self,
+        table: str,
+        column: str,
+        q: Any,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        metric: SearchMetric = "cosine",
+        device: str = "cpu",
+        exact: bool = True,
+        nprobe: int | None = None,
+        recall: float | None = None,
+    ) -> SearchResult | list[SearchResult]:
+        """The k best rows with a ``score`` column, best first: exact, filtered before scoring, never short.
+
+        A `SearchResult` has ``addresses``, ``scores``, ``exact`` and ``rows_examined`` beside the rows. Rows whose
+        vector is NULL are left out; a vector without a score (all zero under ``cosine``) comes last.
+
+        Args:
+            q: a query vector (D,), or a batch (Q, D) for a list of results: its rows are chosen once, and one scan
+                serves all queries.
+            where: an SQL condition on the table, its parameters as ``:name`` in ``params``.
+            metric: ``cosine`` similarity or ``inner`` product (largest first), ``l2`` distance (smallest first).
+            device: where the vectors are scanned: ``cpu``, or a torch device such as ``cuda``, on which this handle
+                then keeps the matrices it searched.
+            exact: False lets a vector index choose the rows to score, where the column has one for this metric and it
+                pays; the result says whether it is ``exact`` after all.
+            nprobe, recall: how many lists of each file it looks into, or the share of the true rows it aims at (0.95).
+
+        Raises:
+            InputError: an unknown metric or device, or nprobe or recall where they make no sense.
+            SQLError: a bad condition. DimensionError: a query of another length. NotFoundError: no such table.
+
+        >>> db.search("generations", "clip_embedding", q, k=20, where="steps >= 25")    # doctest: +SKIP
+        """
+        if metric not in get_args(SearchMetric):
+            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
+        queries = list(q) if _depth(q) == 2 else [q]
+        function, order = _SCORES[metric]
+        name, held = quote_identifier(column), quote_identifier(table)
+        sql = (
+            f"SELECT *, {function}({name}, :_dl_query) AS score FROM {held} "
+            f"WHERE {f'({where}) AND ' if where else ''}{name} IS NOT NULL "
+            f"ORDER BY score {order} LIMIT :_dl_k"
+        )
+        lists = self._lists(table, column, metric, exact, nprobe, recall)
+        given = [{**(params or {}), "_dl_query": query, "_dl_k": k} for query in queries]
+        with self._catalog.snapshot(), self._typed_errors():
+            plan = self._plan(sql)
+            answers = self._answers(plan, given, sql, device, lists) if given else []
+        found = [self._result(plan, column, answer) for answer in answers]
+        return found if _depth(q) == 2 else found[0]
+
+    def _lists(
+        self, table: str, column: str, metric: SearchMetric, exact: bool, nprobe: int | None, recall: float | None
+    ) -> Lists | None:
+        if exact:
+            if nprobe is not None or recall is not None:
+                raise InputError("nprobe and recall are for approximate searches; write exact=False with them")
+            return None
+        from deeplake_loader.search.approximate import ByLists, check
+
+        check(nprobe, recall)
+        find = self._indexes.finder(self._table(table).name, column, metric)
+        return None if find is None else ByLists(self._searcher, find, nprobe=nprobe, recall=recall)
+
+    def _answers(
+        self, plan: Plan, given: Sequence[Mapping[str, Any]], sql: str, device: str, lists: Lists | None
+    ) -> list[Answer]:
+        self._views.refresh(plan.reads)
+        if plan.fast is None:  # a volatile condition: every query chooses rows of its own
+            return [self._statements.plain(plan, params, sql) for params in given]
+        on = None if device == "cpu" else self._device(device)
+        return self._statements.answers(plan, plan.fast, given, sql, device=on, lists=lists)
+
+    def _device(self, name: str) -> TorchDevice:
+        from deeplake_loader.search.device import TorchDevice
+
+        if name not in self._devices:
+            self._devices[name] = TorchDevice(name)
+        return self._devices[name]
+
+    def _result(self, plan: Plan, column: str, answer: Answer) -> SearchResult:
+        names, types = [c.name for c in plan.results], [c.type for c in plan.results]
+        held = next(name for name in names if name.lower() == column.lower())
+        return SearchResult(
+            names, types, answer.records, column=held, exact=answer.exact, rows_examined=answer.examined,
+            source=cast("Source", self),
+        )  # fmt: skip
+
+    def similar(
+        self,
+        table: str,
+        column: str,
+        row: Any,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        metric: SearchMetric = "cosine",
+        device: str = "cpu",
+    ) -> SearchResult:
+        """The k rows most similar to a row of the table, best first, without the row itself: see `search`.
+
+        Args:
+            row: a Row of this table with its key, or its primary key (a tuple where that has several columns).
+
+        Raises:
+            NotFoundError: no row has this key, or its vector is NULL.
+
+        >>> db.similar("generations", "clip_embedding", 17, k=5)                        # doctest: +SKIP
+        """
+        keys, values = self._key(table, row)
+        chosen = " AND ".join(f"{quote_identifier(name)} = ?" for name in keys)
+        name, held = quote_identifier(column), quote_identifier(table)
+        vector = self.execute(f"SELECT {name} FROM {held} WHERE {chosen}", values).scalar()
+        if vector is None:
+            raise NotFoundError(f"{table!r} has no row {values!r} with a vector in {column!r}")
+        options: dict[str, Any] = {"where": where, "params": params, "metric": metric, "device": device}
+        found = cast(SearchResult, self.search(table, column, vector, k=k + 1, **options))
+        return found.without(keys, tuple(values), k)
+
+    def _key(self, table: str, row: Any) -> tuple[tuple[str, ...], list[Any]]:
+        """The names of the table's key and the row's values of it."""
+        names = self._table(table).primary_key
+        if isinstance(row, Row):
+            missing = [name for name in names if name not in row.keys()]  # noqa: SIM118
+            if missing or not names:
+                raise InputError(f"the row lacks the key of {table!r} ({', '.join(names)}); select it with the row")
+            return names, [row[name] for name in names]
+        values = list(row) if isinstance(row, tuple) else [row]
+        if len(values) != len(names):
+            raise InputError(f"the key of {table!r} is ({', '.join(names)}); got {row!r}")
+        return names, values
+
+    def near_duplicates(
+        self,
+        table: str,
+        column: str,
+        threshold: float,
+        *,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        metric: SearchMetric = "cosine",
+        max_pairs: int = 10_000_000,
+        progress: bool = False,
+    ) -> NearDuplicates:
+        """Every pair of rows whose score reaches ``threshold`` (``l2``: whose distance does not exceed it), exactly as
+        SQL scores them. ``groups()`` of the result are the rows that hang together.
+
+        All rows are compared with all others, as products of blocks: 100,000 rows of 768 are 15 TFLOP.
+
+        Args:
+            where: an SQL condition on the table, its parameters as ``:name`` in ``params``.
+            max_pairs: refuse to collect more pairs than this (24 bytes each).
+            progress: show a progress bar.
+
+        >>> db.near_duplicates("generations", "clip_embedding", 0.98).groups()[0]       # doctest: +SKIP
+        [12, 407, 1181]
+        """
+        import numpy as np
+
+        from deeplake_loader.search import duplicates
+
+        if metric not in get_args(SearchMetric):
+            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
+        keys, name = self._table(table).primary_key, quote_identifier(column)
+        listed = ", ".join((*map(quote_identifier, keys), name))
+        condition = f"({where}) AND " if where else ""
+        sql = f"SELECT {listed} FROM {quote_identifier(table)} WHERE {condition}{name} IS NOT NULL"
+        rows = self.execute(sql, dict(params) if params else None)
+        addresses = np.array(rows.raw(len(keys)), np.int64)
+        named = [row[0] if len(keys) == 1 else tuple(row[:-1]) for row in rows]
+        with _bar(len(addresses), progress) as bar:
+            return duplicates.find(named, addresses, self.vectors, threshold, metric, max_pairs=max_pairs, progress=bar)
+
+
+def _depth(q: Any) -> int:
+    """1 for a vector, 2 for a batch of them, without importing numpy."""
+    shape = getattr(q, "shape", None)
+    if shape is not None:
+        return len(shape)
+    return (
+        2 if isinstance(q, list | tuple) and q and not isinstance(q[0], int | float) and hasattr(q[0], "__len__") else 1
+    )
+
+
+@contextmanager
+def _bar(rows: int, show: bool) -> Iterator[Any]:
+    if not show:
+        yield lambda _count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=rows * (rows + 1) // 2, unit=" pairs", unit_scale=True) as bar:
+        yield bar.update
