@@ -378,3 +378,125 @@ def test_wrong_options_of_create_index_are_refused(db: deeplake.Database, argume
     fill(db, 10)
     with pytest.raises((InputError, NotFoundError), match=said):
         db.create_index("t", **{"column": "v", **arguments})
+
+
+# -- searches ----------------------------------------------------------------------------------------------------------
+
+
+def ids(found: Any) -> list[int]:
+    return [row.id for row in found]
+
+
+def brute(points: np.ndarray, live: np.ndarray, query: np.ndarray, metric: str, k: int) -> set[int]:
+    """The ids (row number + 1) of the best live rows."""
+    scores = np.where(live, truth(points, query, metric), -np.inf)
+    return set((np.argsort(-scores, kind="stable")[:k] + 1).tolist())
+
+
+@pytest.fixture(params=["cosine", "l2", "inner"])
+def indexed(request: pytest.FixtureRequest, db: deeplake.Database) -> tuple[deeplake.Database, Any]:
+    fill(db)
+    db.create_index("t", "v", lists=60, metric=request.param)
+    return db, request.param
+
+
+def test_an_approximate_search_scores_fewer_rows_and_gives_exact_scores(indexed: tuple[Any, Any]) -> None:
+    db, metric = indexed
+    shares = []
+    for query in QUERIES:
+        found = db.search("t", "v", query, k=10, metric=metric, exact=False, nprobe=4)
+        assert not found.exact and 10 <= found.rows_examined < ROWS / 3 and len(found) == 10
+        np.testing.assert_allclose(np.sort(np.abs(truth(POINTS[np.array(ids(found)) - 1], query, metric))),
+                                   np.sort(np.abs(found.scores)), rtol=1e-6)  # fmt: skip
+        shares.append(len(brute(POINTS, np.ones(ROWS, bool), query, metric, 10) & set(ids(found))) / 10)
+    assert 0.5 < np.mean(shares) <= 1
+
+
+def test_a_wanted_recall_comes_and_all_of_it_is_exact(indexed: tuple[Any, Any]) -> None:
+    db, metric = indexed
+    everything_ = np.ones(ROWS, bool)
+    for wanted in (0.7, 0.95, 1.0):
+        found = db.search("t", "v", QUERIES, k=10, metric=metric, exact=False, recall=wanted)
+        best = [brute(POINTS, everything_, query, metric, 10) for query in QUERIES]
+        share = np.mean([len(truths & set(ids(rows))) / 10 for truths, rows in zip(best, found, strict=True)])
+        assert share >= wanted - 0.1
+        if wanted == 1.0:
+            assert share == 1 and all(rows.exact and rows.rows_examined == ROWS for rows in found)
+
+
+def test_another_metric_and_plain_searches_do_not_use_the_lists(indexed: tuple[Any, Any]) -> None:
+    db, metric = indexed
+    other = "l2" if metric == "inner" else "inner"
+    for found in (
+        db.search("t", "v", QUERIES[0], metric=other, exact=False, nprobe=1),
+        db.search("t", "v", QUERIES[0], metric=metric),
+    ):
+        assert found.exact and found.rows_examined == ROWS
+
+
+def test_deleted_updated_and_new_rows_are_right_and_a_branch_sees_its_own(db: deeplake.Database) -> None:
+    fill(db)
+    db.create_index("t", "v", lists=60)
+    query = QUERIES[0]
+    first = ids(db.search("t", "v", query, k=10, exact=False, nprobe=2))
+    db.branch("b")
+    db.execute("DELETE FROM t WHERE id = ANY(%s)", [first[:5]])
+    db.execute("UPDATE t SET v = %s WHERE id = %s", [-query, first[5]])
+    db.execute("INSERT INTO t (id, v) VALUES (%s, %s)", [ROWS + 1, query])  # rests in the catalog: always scanned
+    found = db.search("t", "v", query, k=10, exact=False, nprobe=2)
+    assert not found.exact and ids(found)[0] == ROWS + 1 and len(found) == 10
+    assert not set(ids(found)) & set(first[:6]) and set(first[6:]) <= set(ids(found))
+    db.checkout("main")
+    assert ids(db.search("t", "v", query, k=10, exact=False, nprobe=2)) == first
+
+
+@pytest.mark.parametrize(("where", "live"), [("part < 7", lambda i: i % 10 < 7), ("id <= 15", lambda i: i < 15)])
+def test_a_filtered_search_is_filtered_and_never_short(db: deeplake.Database, where: str, live: Any) -> None:
+    fill(db)
+    db.create_index("t", "v", lists=60)
+    wanted = live(np.arange(ROWS))
+    for query in QUERIES[:4]:
+        found = db.search("t", "v", query, k=20, exact=False, nprobe=1, where=where)
+        assert len(found) == min(20, wanted.sum()) and wanted[np.array(ids(found)) - 1].all()
+        if where == "id <= 15":  # too few for lists
+            assert found.exact and set(ids(found)) == set(range(1, 16))
+        else:
+            assert not found.exact and found.rows_examined < wanted.sum() / 2
+
+
+def test_more_than_the_nearest_lists_hold_are_topped_up(db: deeplake.Database) -> None:
+    fill(db)
+    db.create_index("t", "v", lists=60)
+    for k in (1, 150, 3_000, ROWS, ROWS + 1):
+        found = db.search("t", "v", QUERIES[1], k=k, exact=False, nprobe=1)
+        assert len(found) == min(k, ROWS) and found.rows_examined >= min(k, ROWS)
+        assert (np.diff(found.scores) <= 0).all()
+    assert found.exact
+
+
+def test_a_query_without_a_score_is_scanned(db: deeplake.Database) -> None:
+    fill(db)
+    db.create_index("t", "v", lists=60)
+    found = db.search("t", "v", np.zeros(WIDTH), k=3, exact=False, nprobe=1)
+    assert found.exact and len(found) == 3 and np.isnan(found.scores).all()
+
+
+def test_damaged_lists_are_told_and_the_search_is_exact(db: deeplake.Database) -> None:
+    fill(db)
+    db.create_index("t", "v", lists=60)
+    path = next(Path(db.root).rglob("*.ivf"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(RuntimeWarning, match=r"db.optimize\(\) makes it again"):
+        found = db.search("t", "v", QUERIES[0], exact=False, nprobe=1)
+    assert found.exact and set(ids(found)) == brute(POINTS, np.ones(ROWS, bool), QUERIES[0], "cosine", 10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"exact": False, "nprobe": 0}, {"exact": False, "nprobe": 1, "recall": 0.5}, {"exact": False, "recall": 1.5},
+     {"nprobe": 3}, {"recall": 0.9}, {"exact": False, "nprobe": True}],
+)  # fmt: skip
+def test_wrong_efforts_are_refused(db: deeplake.Database, options: dict[str, Any]) -> None:
+    fill(db, 10)
+    with pytest.raises(InputError, match=r"nprobe|recall"):
+        db.search("t", "v", QUERIES[0], **options)
