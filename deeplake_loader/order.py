@@ -40,7 +40,7 @@ _WORDS_PER_COUNT = 4  # of Philox 4x64
 _BLOCKS, _ROWS = 0, 1  # which question a run of random words answers
 _WORD = (1 << 64) - 1
 _WORD_BITS = 63  # of an int64 that is not negative
-_WHOLE = 1 << 17  # rows; windows of so few are small, and one by one cost each batch 0.2 to 0.9 ms (all together: 8)
+_WHOLE = 1 << 17  # rows: windows of so few are small, and one by one they cost each batch 0.2 to 0.9 ms
 
 
 def canonical(addresses: Sequence[Indices], keys: Sequence[Sequence[Any]] = ()) -> Indices | None:
@@ -179,7 +179,7 @@ class EpochOrder:
 
     It keeps 24 bytes per block and 8 bytes per row of the windows in use: those of the lanes that are asked for, so a
     rank that reads R-th part of the lanes holds ``lanes / R * window_blocks`` blocks of row numbers, and never the
-    epoch's; up to 131,072 rows it holds them all.
+    epoch's; of up to 131,072 rows it holds the epoch's, 1 MB.
     """
 
     def __init__(self, order: Order, seed: int, epoch: int) -> None:
@@ -188,6 +188,7 @@ class EpochOrder:
         self._held = np.zeros(0, np.int64)  # windows, ascending
         self._rows = np.zeros(0, np.int64)  # theirs, shuffled, one window behind the other
         self._at = np.zeros(0, np.int64)  # where each begins there
+        self._whole: Indices | None = None  # of a small set, every position's row
         if order.shuffle and self._count:
             words = random_words(len(order.starts) - 1, seed=seed, epoch=epoch, purpose=_BLOCKS)
             blocks = np.argsort(words, kind="stable")
@@ -212,13 +213,17 @@ class EpochOrder:
         """The row number at each of these positions, in any order; what is near in the epoch is cheapest together."""
         if not self._order.shuffle or not len(positions):
             return np.asarray(positions, np.int64)
+        if self._count <= _WHOLE:
+            if self._whole is None:
+                self._whole = self.all()
+            return self._whole[positions]
         lane = positions % self._order.lanes
         in_lanes = positions < self._length * self._order.lanes
         dealt = np.where(in_lanes, lane * self._length + positions // self._order.lanes, positions)
         window = np.searchsorted(self._windows, dealt, "right") - 1
         place = np.searchsorted(self._held, window)
         if len(self._held) == 0 or bool((self._held.take(place, mode="clip") != window).any()):
-            self._hold(np.unique(window) if self._count > _WHOLE else np.arange(len(self._windows) - 1))
+            self._hold(np.unique(window))
             place = np.searchsorted(self._held, window)
         found: Indices = self._rows[self._at[place] + dealt - self._windows[window]]
         return found

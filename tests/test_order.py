@@ -243,3 +243,17 @@ def test_rows_already_in_order_need_no_permutation() -> None:
     assert canonical([]) is None
     keys = canonical([np.array([2, 2, 1])], [[2**70, 5, "x"]])
     assert keys is not None and keys.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("lanes", "rows_per_block"), [(1, 7), (4, 3), (64, 1), (64, 50)])
+def test_windows_worked_out_one_by_one_give_the_order_of_a_set_held_whole(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, rows_per_block: int
+) -> None:
+    order = Order(np.append(np.arange(0, 5_000, rows_per_block), 5_000), lanes=lanes)
+    positions = np.random.default_rng(2).integers(0, 5_000, (40, 64))
+    whole, runs = order.epoch(3, 1), np.arange(4_992).reshape(-1, 64)
+    wanted = [whole.rows(step).tolist() for step in (*runs, *positions)]
+    monkeypatch.setattr("deeplake_loader.order._WHOLE", 0)
+    windowed = order.epoch(3, 1)
+    assert [windowed.rows(step).tolist() for step in (*runs, *positions)] == wanted
+    assert windowed._whole is None and whole._whole is not None
