@@ -124,7 +124,7 @@ class KeyFinder:
         if not self._whole:
             return np.array([self._row(key) for key in keys], np.int64)
         wanted = np.asarray(keys)
-        if not len(wanted):
+        if not wanted.size:
             return np.zeros(0, np.int64)
         if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
             raise InputError(f"the primary key is an integer; keys are a list of integers, got {keys!r:.80}")

@@ -125,7 +125,7 @@ class Bucketed:
         places = np.argsort(small, kind="stable")
         buckets, picks = buckets[places], picks.take(places)
         starts, full = self._cut(buckets, picks)
-        stops = np.append(starts[1:], len(buckets)).astype(np.int64)
+        stops = np.append(starts, len(buckets))[1:]
         order = self._emission(buckets[starts], places[stops - 1], full)
         sizes = np.full(len(starts), 0 if self.costs is not None else self.batch_size)
         return Bins(picks, starts, stops, full, sizes).take(order)
@@ -302,7 +302,10 @@ class BinSchedule:
         return bins.picks.sample(int(bins.starts[position]))
 
     def limited(self, count: int) -> BinSchedule:
-        return BinSchedule(LimitedBins(self.binner, count), self.rank, self.world_size, self.tail)
+        limited = LimitedBins(self.binner, count)
+        if isinstance(self.binner, LimitedBins):  # a limit of a limit is the smaller one, with its identity
+            limited = LimitedBins(self.binner.inner, min(limited.limit, self.binner.limit))
+        return BinSchedule(limited, self.rank, self.world_size, self.tail)
 
 
 def bucket_codes(values: npt.NDArray[Any] | Sequence[Any]) -> tuple[Indices, dict[Any, int]]:

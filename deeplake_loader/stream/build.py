@@ -92,7 +92,8 @@ def build_stream(
             `BadSample`, called on a thread of the stream, that gives one of these words or a value to put in the
             column's place. Positions never move. A batch without one good sample repeats a good row from
             further on instead, all of it marked as not valid (one row under "skip").
-        max_errors: bad samples in a row after which `SampleErrors` lists their keys; None for no limit.
+        max_errors: bad samples in a row after which `SampleErrors` lists their keys, counted in each DataLoader worker
+            by itself; None for no limit.
         timeout_s: seconds without any progress on the next batch, as with a storage that hangs, after which
             `StalledError` names its rows, files and stage; None to wait for ever.
         progress: show a progress bar over the epoch (tqdm).
@@ -130,38 +131,55 @@ def build_stream(
     """
     if isinstance(rows, RowSet):
         rows = columnar(rows)
+    if not isinstance(shuffle, bool | np.bool_):
+        raise InputError(f"shuffle must be True or False, got {shuffle!r}")
     seed = whole("seed", seed)
     options = Options(
         torch_device(device), prefetch, num_threads, on_error, seed, max_errors, timeout_s, progress, engine=engine
     )
-    lanes = whole("lanes", lanes) if shuffle else 1
     ranks = find_ranks(rank=rank, world_size=world_size, mesh=mesh, mesh_dim=mesh_dim, process_group=process_group)
-    keep_order, by_bucket = ordered and not shuffle, _by_bucket(transforms or {}, bucket_by)
+    keep_order, by_bucket = ordered and not shuffle, _by_bucket({} if transforms is None else transforms, bucket_by)
     fixed = {name: chosen for name, chosen in (transforms or {}).items() if name not in by_bucket}
     source = make_source(root, rows, transforms=fixed, keep_order=keep_order, query=query, commit=commit)
     options = replace(options, shaping=Shaping(make_rules(source.columns, ragged), collate))
-    picker: Picker = Ordered(Order(source.starts, whole("lanes", lanes) if shuffle else 1, shuffle=shuffle), seed)
-    if weight is not None:
-        picker = weighted(_values(source, weight, "weight"), source.keys, count=num_samples, seed=seed)
-    elif num_samples is not None:
-        raise InputError("num_samples goes with weight=; for fewer rows of every epoch use stream.limit(n)")
+    order = Order(source.starts, whole("lanes", lanes) if shuffle else 1, shuffle=bool(shuffle))
+    picker = _picker(source, order, seed, weight, num_samples)
     share = Share(
         count=picker.count,
         batch_size=whole("batch_size", batch_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
         lanes=picker.lanes,
-        tail=tail or ("short" if ranks.world_size == 1 else "pad"),
+        tail=("short" if ranks.world_size == 1 else "pad") if tail is None else tail,
     )
+    if bucket_by is None and group != 1:
+        raise InputError(f"group={group!r} goes with bucket_by=, whose buckets come in groups of batches")
     if bucket_by is None and budget is None:
         return Stream((source,), RowSchedule(picker, share), options)
     buckets, numbers = (None, {}) if bucket_by is None else bucket_codes(_values(source, bucket_by, "bucket_by"))
     source = replace(source, columns=_with_variants(source, by_bucket, buckets, numbers))
     binner = Bucketed(picker, share.batch_size, buckets, group=whole("group", group))
     if budget is not None:
-        costs = checked_costs(_values(source, budget.cost, "budget"), source.keys, budget)
-        binner = replace(binner, costs=costs, limit=budget.limit, padded=budget.padded)
+        binner = _budgeted(binner, source, budget)
     return Stream((source,), BinSchedule(binner, share.rank, share.world_size, share.tail), options)
+
+
+def _picker(source: Source, order: Order, seed: int, weight: str | None, num_samples: int | None) -> Picker:
+    """Every row once, or draws by weight."""
+    if weight is not None:
+        count = None if num_samples is None else whole("num_samples", num_samples)
+        return weighted(_values(source, weight, "weight"), source.keys, count=count, seed=seed)
+    if num_samples is not None:
+        raise InputError("num_samples goes with weight=; for fewer rows of every epoch use stream.limit(n)")
+    return Ordered(order, seed)
+
+
+def _budgeted(binner: Bucketed, source: Source, budget: Budget) -> Bucketed:
+    """The same with a most of some cost in every bin."""
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget must be a Budget(cost, limit), got {budget!r}")
+    costs = checked_costs(_values(source, budget.cost, "budget"), source.keys, budget)
+    return replace(binner, costs=costs, limit=budget.limit, padded=budget.padded)
 
 
 def _values(source: Source, name: str, option: str) -> npt.NDArray[Any] | list[Any]:
@@ -175,6 +193,8 @@ def _values(source: Source, name: str, option: str) -> npt.NDArray[Any] | list[A
 
 def _by_bucket(transforms: Mapping[str, object], bucket_by: str | None) -> dict[str, Mapping[Any, object]]:
     """The columns whose transform depends on the bucket."""
+    if not isinstance(transforms, Mapping):
+        raise InputError(f"transforms must be {{column: transform}}, got {transforms!r}")
     found = {name: chosen for name, chosen in transforms.items() if isinstance(chosen, Mapping)}
     if found and bucket_by is None:
         raise InputError(f"transforms[{next(iter(found))!r}] has a transform for every bucket; say bucket_by=")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from multiprocessing import context, reduction
 from typing import Any
 
 from deeplake_loader.stream.schedule import Cursor
+from deeplake_loader.stream.shared import anonymous_file
 
 _REMEMBERED = 16
 """Passes kept: a late worker of an abandoned loader must still find its own and not take the next epoch."""
@@ -46,7 +46,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._adopt(_anonymous_file())
+        self._adopt(anonymous_file("clock"))
         self._write({"next": [0, 0], "passes": [], "by_workers": False})
 
     def _adopt(self, fd: int) -> None:
@@ -130,10 +130,3 @@ def _advance(data: dict[str, Any]) -> Cursor:
     epoch, position = data["next"]
     data["next"] = [epoch + 1, 0]
     return epoch, position
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("deeplake-clock", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

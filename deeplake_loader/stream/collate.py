@@ -213,8 +213,6 @@ def _called(fn: Callable[[Any], Any], given: Any, batch: Batch) -> Batch:
     own = {key: batch[key] for key in OWN_KEYS if key in batch}
     try:
         made = fn(given)
-    except StopIteration as error:  # which would end the pass without a word
-        raise InputError(f"{_name(fn)} raised StopIteration on {_named(own)}") from error
     except Exception as error:
         error.add_note(f"in {_name(fn)}, on {_named(own)}")
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -160,7 +161,8 @@ class Stream(IterableDataset[Batch]):
     def take(self, rows: Any = None, *, keys: Sequence[Any] | None = None, source: int = 0, epoch: int = 0) -> Batch:
         """A batch of chosen samples, decoded as in any other, in the order asked for, repeats allowed.
 
-        It is read in the calling thread and moves no position; the files stay open for the next call.
+        It is read in the calling thread and moves no position; the files stay open for the next call. `map`,
+        ``collate=`` and ``ragged=`` are not applied, and a bad sample raises its error.
 
         Args:
             rows: row numbers, as in a batch's ``_rows``.
@@ -191,15 +193,16 @@ class Stream(IterableDataset[Batch]):
         if (row is None) == (key is None):
             raise InputError("sample needs a row number or key=, one of them")
         access = self._open_access(source)
-        if key is not None:
-            row = int(access.rows([key], source)[0])
-        if row is None or not 0 <= row < self._sources[source].count:
+        row = int(access.rows([key], source)[0]) if key is not None else whole("row", row)
+        if not 0 <= row < self._sources[source].count:
             raise InputError(f"rows are numbered 0 to {self._sources[source].count - 1}, got {row}")
         return access.sample(row, source, epoch)
 
     def _open_access(self, source: int) -> Access:
         if not 0 <= source < len(self._sources):
             raise InputError(f"source={source}: the stream has {len(self._sources)}, counted from 0")
+        if not self._sources[source].count:
+            raise InputError("the stream has no rows to take; its query gave none")
         if self._access is None:
             self._access = Access(self._sources, self._options.seed)
         return self._access
@@ -212,10 +215,11 @@ class Stream(IterableDataset[Batch]):
         Raises:
             InputError: the epoch has no such position.
         """
-        if epoch < 0 or not 0 <= position < self._schedule.length(epoch):
-            raise InputError(
-                f"epoch {epoch} has positions 0 to {self._schedule.length(max(epoch, 0)) - 1}, not {position}"
-            )
+        epoch, position = whole("epoch", epoch), whole("position", position)
+        length = self._schedule.length(max(epoch, 0))
+        if epoch < 0 or not 0 <= position < length:
+            known = f"positions 0 to {length - 1}" if length else "no positions"
+            raise InputError(f"epoch {epoch} has {known}, not {position}; epochs are counted from 0")
         source, row = self._schedule.locate(epoch, position)
         return Located(epoch, position, source, row, *describe(self._sources[source], row))
 
@@ -333,18 +337,23 @@ class Batches(Iterator[Batch]):
         self._pass: Pass | None = None
         self._closed = self._replaced = False
         self._pid = os.getpid()
+        self._turn = threading.Lock()  # of the threads that share this iterator
         self._stats = Stats()
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Batch:
+        if os.getpid() != self._pid:
+            raise InputError("this iterator belongs to the parent process; iterate the stream in this one")
+        with self._turn:
+            return self._next()
+
+    def _next(self) -> Batch:
         if self._replaced:
             raise InputError("this iterator was replaced by a newer iter(stream); one pass runs at a time")
         if self._closed:
             raise StopIteration
-        if os.getpid() != self._pid:
-            raise InputError("this iterator belongs to the parent process; iterate the stream in this one")
         try:
             if self._pass is None:
                 self._pass = self._stream._begin(self, self._assigned, self._worker)
@@ -358,7 +367,8 @@ class Batches(Iterator[Batch]):
     @property
     def stats(self) -> Stats:
         """The numbers of this pass so far."""
-        return self._stats if self._pass is None else self._pass.stats
+        running = self._pass  # which another thread may end meanwhile
+        return self._stats if running is None else running.stats
 
     def replace(self) -> None:
         """Ends the pass in favour of a newer one: going on with it is then an error, unless it was through."""

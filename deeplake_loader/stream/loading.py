@@ -195,6 +195,16 @@ class Loader:
         source = 0 if step.sources is None else int(step.sources[place])
         return self.feeds[source].bad(name, int(step.rows[place]), error)
 
+    def answer(self, sample: BadSample) -> Any:
+        """What is to become of a bad sample; what the user's function raises has a note that names it."""
+        if not callable(self.on_error):
+            return self.on_error
+        try:
+            return self.on_error(sample)
+        except Exception as error:
+            error.add_note(f"in on_error, on sample {sample.key!r}, column {sample.column!r}: {sample.reason}")
+            raise
+
     def keys(self, step: Step) -> torch.Tensor | list[Any]:
         """The primary keys of the step's rows: int64 where they are integers, tuples where they are of several
         columns, None in sources without."""
@@ -273,8 +283,7 @@ class BatchWork:
 
     def _verdict(self, sample: BadSample, part: Part, place: int) -> Verdict | None:
         """What becomes of the place; None where a function gave its value."""
-        policy = self._loader.on_error
-        answer = policy(sample) if callable(policy) else policy
+        answer = self._loader.answer(sample)
         if isinstance(answer, str) and answer == "raise":
             raise named(sample)
         if isinstance(answer, str) and answer in ("skip", "replace"):

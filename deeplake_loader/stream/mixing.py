@@ -78,6 +78,7 @@ def mix(
     sources = tuple(source for part in parts for source in part._sources)
     if batches == "single":
         return Stream(sources, _of_bins(parts, weights, firsts, options.seed, stop), options)
+    sources = _without_measures(sources)
     _check_columns(sources)
     return Stream(sources, _of_rows(parts, weights, firsts, options.seed, stop), options)
 
@@ -280,7 +281,9 @@ def _identity(unit: str, parts: list[_Identity], counts: tuple[int, ...], seed: 
 
 def _pairs(streams: object) -> tuple[list[Stream], list[Fraction] | None]:
     """The streams and their weights, None where none are given."""
-    pairs = list(streams.items() if isinstance(streams, Mapping) else streams)  # type: ignore[call-overload]
+    if isinstance(streams, Stream) or not isinstance(streams, Iterable):
+        raise InputError(f"mix() takes {{stream: weight}} or (stream, weight) pairs, got {streams!r}")
+    pairs: list[Any] = list(streams.items() if isinstance(streams, Mapping) else streams)
     if not pairs:
         raise InputError("mix() needs at least one stream")
     if all(isinstance(pair, Stream) for pair in pairs):
@@ -309,7 +312,7 @@ def _checked_names(names: Sequence[str] | None, parts: Sequence[Stream]) -> tupl
     """A name per source of the mix: a mix inside a mix gives its name to all of its sources."""
     if names is None:
         return None
-    if isinstance(names, str) or len(names) != len(parts):
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != len(parts):
         raise InputError(f"names={names!r}: expected {len(parts)}, one per stream")
     return tuple(name for name, part in zip(names, parts, strict=True) for _ in part._sources)
 
@@ -331,6 +334,13 @@ def _check_alike(parts: Sequence[Stream]) -> None:
 
 def _comparable(option: Any) -> Any:
     return replace(option, names=None) if isinstance(option, Shaping) else option
+
+
+def _without_measures(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The sources without the columns that `Database.stream` added for its options, where not all have them."""
+    common = set.intersection(*({column.name for column in source.columns} for source in sources))
+    odd = {"_weight", "_bucket", "_cost"} - common
+    return tuple(replace(s, columns=tuple(c for c in s.columns if c.name not in odd)) for s in sources)
 
 
 def _check_columns(sources: Sequence[Source]) -> None:

@@ -36,31 +36,36 @@ class Options:
     def __post_init__(self) -> None:
         if self.device.type not in ("cpu", "cuda"):
             raise InputError(f"device={str(self.device)!r}: batches go to 'cpu' or 'cuda[:n]'")
-        if whole("prefetch", self.prefetch) < 0:
+        for name in ("prefetch", "num_threads", "seed", "max_errors"):
+            value = getattr(self, name)
+            if value is not None or name in ("prefetch", "seed"):
+                object.__setattr__(self, name, whole(name, value))  # numpy's integers are not Python's everywhere
+        if self.prefetch < 0:
             raise InputError(f"prefetch must be 0 or more, got {self.prefetch}")
-        if self.num_threads is not None and whole("num_threads", self.num_threads) < 1:
+        if self.num_threads is not None and self.num_threads < 1:
             raise InputError(f"num_threads must be at least 1, got {self.num_threads}")
         check_policy(self.on_error)
         if self.engine not in get_args(Engine):
             raise InputError(f"engine={self.engine!r} is none of {', '.join(get_args(Engine))}")
-        if self.max_errors is not None and whole("max_errors", self.max_errors) < 0:
+        if self.max_errors is not None and self.max_errors < 0:
             raise InputError(f"max_errors must be 0 or more, or None for no limit, got {self.max_errors}")
-        if self.timeout_s is not None and not self.timeout_s > 0:
+        if self.timeout_s is not None and not (isinstance(self.timeout_s, int | float) and self.timeout_s > 0):
             raise InputError(f"timeout_s must be above 0, or None to wait for ever, got {self.timeout_s!r}")
-        whole("seed", self.seed)
 
 
 def whole(name: str, value: object) -> int:
-    """The option as an int, also where numpy holds it."""
+    """The option as an int, also where numpy holds it; True and False are none."""
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise InputError(f"{name} must be an integer, got {value!r}") from None
+        pass
+    raise InputError(f"{name} must be an integer, got {value!r}")
 
 
 def torch_device(device: str | torch.device | None) -> torch.device:
     """The device of that name; None is the CPU."""
     try:
         return torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise InputError(f"device={device!r} is no device: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device={device!r} is no device: {str(error).splitlines()[0]}") from error

@@ -76,11 +76,17 @@ def replaced(content: Any, place: int, value: Any) -> Any:
         InputError: the value does not fit beside the others.
     """
     if isinstance(content, Payloads):
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise InputError(f"on_error gave a {type(value).__name__}, the column holds bytes; return bytes for it")
         return content.replaced(place, value)
     if not isinstance(content, torch.Tensor):
         content[place] = value
         return content
-    row, found = content[place], torch.as_tensor(value)
+    row = content[place]
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"on_error gave a {type(value).__name__}, the batch needs a tensor: {error}") from error
     if found.shape != row.shape:
         raise InputError(f"on_error gave a value of shape {tuple(found.shape)}, the batch needs {tuple(row.shape)}")
     row.copy_(found)

@@ -51,9 +51,9 @@ class Payloads:
         """The items at these places, repeats allowed."""
         return Payloads(self._data, self._starts[places], self._sizes[places])
 
-    def replaced(self, place: int, value: bytes) -> Payloads:
+    def replaced(self, place: int, value: bytes | bytearray | memoryview) -> Payloads:
         """A copy that has these bytes at that place."""
-        items: list[bytes | memoryview | None] = list(self)
+        items: list[bytes | bytearray | memoryview | None] = list(self)
         items[place] = value
         return _packed(items)
 
@@ -82,7 +82,7 @@ class Payloads:
         return _unpacked, (torch.frombuffer(packed, dtype=torch.uint8) if packed else None, self._sizes)
 
 
-def _packed(items: Sequence[bytes | memoryview | None]) -> Payloads:
+def _packed(items: Sequence[bytes | bytearray | memoryview | None]) -> Payloads:
     sizes = np.array([-1 if item is None else len(item) for item in items], np.int64)
     return _laid_out(memoryview(b"".join(item for item in items if item is not None)), sizes)
 

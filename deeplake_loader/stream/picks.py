@@ -119,3 +119,9 @@ class Limited:
 
     def identity(self) -> dict[str, int | str | bool | float]:
         return {**self.inner.identity(), "limit": self.limit}
+
+
+def limited(picker: Picker, limit: int) -> Limited:
+    """The first ``limit`` samples; a limit of a limit is the smaller one, so that both have one identity."""
+    found = Limited(picker, limit)
+    return Limited(picker.inner, min(limit, picker.limit)) if isinstance(picker, Limited) else found

@@ -214,6 +214,8 @@ class Pipeline(Generic[Step, Result]):
             self._check_progress(slot, begun)
         slot.times.settle(begun, time.monotonic())
         self.times = slot.times
+        if isinstance(slot.error, StopIteration):  # raised on, it would end the pass without a word
+            raise InputError(f"a function raised StopIteration on {self._describe(slot.step)}") from slot.error
         if slot.error is not None:
             raise slot.error
         return slot.results.pop()
@@ -221,7 +223,7 @@ class Pipeline(Generic[Step, Result]):
     @property
     def ready(self) -> int:
         """Results that wait for the consumer."""
-        return sum(slot.done.is_set() for slot in self._slots)
+        return sum(slot.done.is_set() for slot in tuple(self._slots))  # another thread may ask
 
     def _submit(self) -> bool:
         try:

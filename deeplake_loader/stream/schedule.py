@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader.order import Share
-from deeplake_loader.stream.picks import Limited, Picker
+from deeplake_loader.stream.picks import Picker, limited
 
 Cursor = tuple[int, int]
 """(epoch, position)."""
@@ -123,5 +123,5 @@ class RowSchedule:
         return self.picker.picks(epoch).sample(position)
 
     def limited(self, count: int) -> RowSchedule:
-        picker = Limited(self.picker, count)
+        picker = limited(self.picker, count)
         return RowSchedule(picker, replace(self.share, count=picker.count))

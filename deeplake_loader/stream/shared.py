@@ -22,6 +22,14 @@ _LARGE = 16 << 20
 _PATIENCE = 1 << 30  # bytes per write(2), which takes no more than 2 GB
 
 
+def anonymous_file(name: str) -> int:
+    """A descriptor of an empty file in memory, or where the system has none such, in the folder for temporary files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"deeplake-{name}", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class Mapped:
     """Arrays in an anonymous file, and the object they belong to without them.
 

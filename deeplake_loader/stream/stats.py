@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import time
 import weakref
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from multiprocessing import context, reduction
 from typing import Any
 
 from deeplake_loader.stream.failures import BadSample, Failures
+from deeplake_loader.stream.shared import anonymous_file
 
 _MOST_WORKERS = 1_024
 _LATE = 0.05  # below this share of waiting the training step decides the speed
@@ -148,7 +148,7 @@ class Board:
     """One line of numbers for each DataLoader worker, in an anonymous file that forked and spawned workers share."""
 
     def __init__(self) -> None:
-        self._adopt(_anonymous_file())
+        self._adopt(anonymous_file("stats"))
 
     def _adopt(self, fd: int) -> None:
         self._fd = fd
@@ -174,7 +174,7 @@ class Board:
         return {"handle": reduction.DupFd(self._fd) if spawning else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._adopt(_anonymous_file() if state["handle"] is None else state["handle"].detach())
+        self._adopt(anonymous_file("stats") if state["handle"] is None else state["handle"].detach())
 
 
 def _stats(numbers: Sequence[float]) -> Stats:
@@ -182,18 +182,13 @@ def _stats(numbers: Sequence[float]) -> Stats:
 
 
 def _sum(lines: Sequence[Stats]) -> Stats:
-    most = ("seconds", "prefetch", "workers", "epoch", "position")
-    return _made({n: (max if n in most else sum)(getattr(s, n) for s in lines) for n in _SHARED})
+    most = ("seconds", "prefetch", "workers")
+    total = _made({n: (max if n in most else sum)(getattr(s, n) for s in lines) for n in _SHARED})
+    epoch, position = max((s.epoch, s.position) for s in lines)
+    return replace(total, epoch=epoch, position=position)
 
 
 def _made(numbers: dict[str, float]) -> Stats:
     kinds = {field.name: field.type for field in fields(Stats)}
     values: dict[str, Any] = {n: number if kinds[n] == "float" else int(number) for n, number in numbers.items()}
     return Stats(**values)
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("deeplake-stats", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
