@@ -279,11 +279,11 @@ static void rescale(const struct scan *scan, const int64_t *ids, int64_t count, 
 }
 
 // Several rows for a few queries; the rows are in the cache for all but the first.
-static void scan_rows(struct scan *scan, struct worker *worker, const int64_t *ids, int64_t count) {
+static void scan_rows(struct scan *scan, struct worker *worker, const int64_t *ids, int64_t count, int64_t after) {
     dl_products products = dl_products_of(scan->level, scan->search->dtype);
     for (int64_t i = 0; i < scan->size; i++) {
         struct dl_reach reach = {{worker->reach.fixed[i]}, {worker->reach.length[i]}, {worker->reach.square[i]}};
-        products(&scan->matrix, ids, count, scan->wanted[i].unit, worker->products, worker->squares);
+        products(&scan->matrix, ids, count, count + after, scan->wanted[i].unit, worker->products, worker->squares);
         rescale(scan, ids, count, worker->products, worker->squares);
         if (!dl_tests_of(scan->level)->rows(&reach, worker->products, worker->squares, count)) continue;
         for (int64_t r = 0; r < count; r++) {
@@ -301,7 +301,7 @@ static void offer_row(struct scan *scan, struct worker *worker, const struct row
         double bound = reach->fixed[i] + reach->length[i] * row->length + reach->square[i] * row->square;
         if (row->plain && products[i] < bound) continue;
         float product, square;
-        exacter(&scan->matrix, &row->id, 1, scan->wanted[i].unit, &product, &square);
+        exacter(&scan->matrix, &row->id, 1, 1, scan->wanted[i].unit, &product, &square);
         rescale(scan, &row->id, 1, &product, &square);
         offer(scan, worker, i, row, product);
     }
@@ -360,7 +360,7 @@ static void work(void *context, int64_t item) {
         for (int64_t at = 0; at < count; at += step) {
             int64_t here = count - at < step ? count - at : step;
             if (scan->batch) scan_block(scan, worker, worker->ids + at, here, count - at - here);
-            else scan_rows(scan, worker, worker->ids + at, here);
+            else scan_rows(scan, worker, worker->ids + at, here, count - at - here);
         }
     }
 }

@@ -18,9 +18,10 @@ enum {
 };
 
 // Products of the listed rows with one query of floats, and each row's sum of squares. float32 sums of at least 16
-// lanes: the error is below (dimension / 16 + 24) * 2^-24 of |row| * |query|.
-typedef void (*dl_products)(const struct dl_matrix *matrix, const int64_t *rows, int64_t count, const float *query,
-                            float *products, float *squares);
+// lanes: the error is below (dimension / 16 + 24) * 2^-24 of |row| * |query|. `known`: how many of the rows that will be
+// wanted are listed, at least `count`: they are asked for early.
+typedef void (*dl_products)(const struct dl_matrix *matrix, const int64_t *rows, int64_t count, int64_t known,
+                            const float *query, float *products, float *squares);
 dl_products dl_products_of(int32_t level, int32_t dtype);
 
 // A row as the tile reads it: `steps` units of 32 bits (one float, or two bfloat16), then zeros to a multiple of 16.

@@ -12,15 +12,19 @@ TARGET static inline __attribute__((always_inline)) void NAME(step)(const ELEMEN
     }
 }
 
-TARGET static void NAME(products)(const struct dl_matrix *matrix, const int64_t *rows, int64_t count,
+TARGET static void NAME(products)(const struct dl_matrix *matrix, const int64_t *rows, int64_t count, int64_t known,
                                   const float *query, float *products, float *squares) {
     int64_t dimension = matrix->dimension, whole = dimension / (4 * W) * (4 * W);
+    int64_t bytes = dimension * (int64_t)sizeof(ELEMENT), ahead = AHEAD / bytes + 1;
     for (int64_t i = 0; i < count; i++) {
         const ELEMENT *row = (const ELEMENT *)(matrix->data + rows[i] * matrix->stride);
-        if (i + AHEAD < count)
-            prefetch(matrix->data + rows[i + AHEAD] * matrix->stride, dimension * (int64_t)sizeof(ELEMENT));
+        const char *later = matrix->data + rows[i + ahead < known ? i + ahead : i] * matrix->stride;
         F sum[4] = {ZERO, ZERO, ZERO, ZERO}, square[4] = {ZERO, ZERO, ZERO, ZERO};
-        for (int64_t at = 0; at < whole; at += 4 * W) NAME(step)(row + at, query + at, sum, square);
+        for (int64_t at = 0; at < whole; at += 4 * W) {
+            for (size_t line = 0; line < 4 * W * sizeof(ELEMENT); line += 64)
+                __builtin_prefetch(later + at * (int64_t)sizeof(ELEMENT) + line);
+            NAME(step)(row + at, query + at, sum, square);
+        }
         if (whole < dimension) {
             ELEMENT tail[4 * W];
             memset(tail, 0, sizeof tail);
