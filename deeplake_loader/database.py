@@ -492,6 +492,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         """Give files and locks back; an open transaction is rolled back. Closing twice does nothing."""
         with self._catalog.exclusive():  # another thread's transaction may be at its commit: its files must stay
             self._shards.close()
+            self._end_searching()
             self._vectors.close()
             self._catalog.close()
 

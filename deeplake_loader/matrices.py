@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -381,8 +380,3 @@ def _more_checks(checks: bytes, size: int, data: memoryview) -> bytes:
         return checks + kernels.crc32c_blocks(data, BLOCK)
     last = kernels.crc32c(data[:room], int.from_bytes(checks[-4:], "little")).to_bytes(4, "little")
     return checks[:-4] + last + kernels.crc32c_blocks(data[room:], BLOCK)
-
-
-def rows_of(addresses: Sequence[int], base: int) -> array[int]:
-    """Addresses of one file as its row numbers."""
-    return array("q", [a - base for a in addresses])

@@ -1,4 +1,4 @@
-"""Scores of stored vectors as SQL functions, and the choice of the best among many candidates.
+"""Scores of stored vectors as SQL functions.
 
 SQL names a vector by its address (an integer); a query comes as a float32 blob or as text '[0.1, 0.2]'. One kernel does
 all scoring and gives a row the same bits alone, in a list and in a full scan, so the plain statement and the fast path
@@ -15,14 +15,13 @@ import operator
 import sqlite3
 import struct
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from deeplake_loader import kernels
 from deeplake_loader.errors import DeeplakeError, DimensionError, TypeMismatchError
-from deeplake_loader.matrices import Dtype, Matrix, rows_of
-from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, ColumnType, unpack_address
+from deeplake_loader.matrices import Dtype, Matrix
+from deeplake_loader.types import ColumnType, unpack_address
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -47,7 +46,6 @@ _RUN_MASK = _RUN - 1
 _TRIES = 16  # rows of a run scored alone before the run is scanned: 16 calls cost a quarter of a scan at 768 float32
 _MAX_RUNS = 2_048  # remembered per query: 8 million rows, 64 MB
 _MAX_QUERIES = 4  # remembered per function: statements that compare with several vectors in turn
-_MAX_WINNERS = 10_000
 
 
 class _Query:
@@ -197,39 +195,3 @@ def _check_dimension(query: Buffer, dimension: int, name: str) -> None:
         raise DimensionError(
             f"{name} compares a vector of {dimension} with one of {found / 4:g}; pass a float32 vector of {dimension}"
         )
-
-
-def winners(
-    find: Find, metric: Metric, addresses: Sequence[int], query: Buffer, k: int, largest: bool
-) -> list[int] | None:
-    """Every address whose score reaches the ``k``-th best of the candidate rows; see ``Vectors.winners``."""
-    if k <= 0:
-        return []
-    candidates, scores = sorted(addresses), array("d")  # a handful of runs in order as a rule: 20 ns each
-    start = 0
-    while start < len(candidates):
-        base = candidates[start] & ~MAX_ORDINAL
-        stop = bisect_left(candidates, base + MAX_ORDINAL + 1, start)
-        scores.extend(_score_file(find, metric, candidates[start:stop], base, query))
-        start = stop
-    kth = kernels.kth_best(scores, k, largest)
-    if kth != kth:
-        return None
-    chosen = kernels.at_least(scores, _with_slack(kth, query, largest), largest)
-    found = sorted({candidates[i] for i in chosen})
-    return found if len(found) <= _MAX_WINNERS + k else None
-
-
-def _score_file(find: Find, metric: Metric, candidates: Sequence[int], base: int, query: Buffer) -> array[float]:
-    matrix = find(base >> ORDINAL_BITS, candidates[-1] - base)
-    layout = matrix.layout
-    _check_dimension(query, layout.dimension, f"the {metric} score")
-    rows = rows_of(candidates, base)
-    matrix.verify(rows)
-    return kernels.scores(matrix.view, matrix.count, layout.dimension, layout.dtype, query, metric, rows=rows)
-
-
-def _with_slack(kth: float, query: Buffer, largest: bool) -> float:
-    """The threshold moved by twice the error bound: 1 - cosine rounds, so more may tie than the metric shows."""
-    slack = 2 * kernels.score_error(memoryview(query).nbytes // 4) * max(1.0, abs(kth))
-    return kth - slack if largest else kth + slack

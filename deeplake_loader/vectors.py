@@ -26,7 +26,7 @@ from deeplake_loader.errors import (
     TypeMismatchError,
 )
 from deeplake_loader.matrices import Layout, Matrix, Sealed, Tail, Written, pack_run, unpack_run
-from deeplake_loader.scoring import Metric, ScoreFunction
+from deeplake_loader.scoring import ScoreFunction
 from deeplake_loader.types import MAX_ORDINAL, ColumnType, pack_address, unpack_address
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Vectors(Participant):
     >>> vectors = Vectors(catalog)
     >>> with catalog.transaction():
     ...     first, second = vectors.append("t", "v", ColumnType.parse("VECTOR(2)"), array("f", [1, 0, 0, 2]), 2)
-    >>> vectors.winners("cosine", [first, second], array("f", [0, 1]).tobytes(), 1, largest=True) == [second]
-    True
+    >>> array("f", vectors.get(second)).tolist()
+    [0.0, 2.0]
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -403,21 +403,6 @@ class Vectors(Participant):
 
     def _keep_error(self, error: DeeplakeError) -> None:
         self._error = error
-
-    def winners(
-        self, metric: Metric, addresses: Sequence[int], query: Buffer, k: int, largest: bool
-    ) -> list[int] | None:
-        """Every address, ascending and once, whose score reaches the ``k``-th best of the candidate rows.
-
-        ``addresses``: int64 candidates, one per row, so repeats count; ``query``: float32 bytes. Ties with the k-th
-        are never cut. None where fewer than ``k`` candidates have a score, or where more than 10,000 + k would win:
-        then the statement runs as it was written.
-
-        Raises:
-            DimensionError: the query's length is not the column's.
-            CorruptionError: bytes changed on disk.
-        """
-        return scoring.winners(self.matrix, metric, addresses, query, k, largest)
 
 
 def _flat(data: Buffer) -> memoryview:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs 
     from deeplake_loader.merging.merge import MergeResult, OnConflict
     from deeplake_loader.merging.retention import Garbage
     from deeplake_loader.rows import Source
+    from deeplake_loader.search.copies import Copies
     from deeplake_loader.shards import Shards
     from deeplake_loader.types import Table
     from deeplake_loader.vectors import Vectors
@@ -34,6 +35,7 @@ class MergingVerbs:
     _vectors: Vectors
     _views: Views
     _indexes: Indexes
+    _copies: Copies
 
     def _begin_merging(self, source: Source) -> None:
         self._contents = Contents(self._shards, self._vectors)
@@ -128,13 +130,15 @@ class MergingVerbs:
             retention.remove(self._catalog, tuple(found))
         return retention.Garbage(tuple(found), sum(found.values()), dry_run)
 
-    def optimize(self, *, keep: dt.timedelta | float | None = None) -> None:
+    def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
         """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
         make the lists that vector indexes lack.
 
         Args:
             keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
                 None keeps all. `log` then gives no counts for commits that are older, and `at` refuses them.
+            scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
+                much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
         """
         from deeplake_loader.merging import retention
 
@@ -145,6 +149,8 @@ class MergingVerbs:
                 retention.prune(self._catalog, retention.period(keep, "keep"))
         for index in () if self._catalog.in_transaction else self._indexes.all():
             self._indexes.build(index)
+        if scan_copies:
+            self._copies.build()
 
     # -- help ------------------------------------------------------------------------------------------------------
 

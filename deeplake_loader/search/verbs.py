@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import InputError, NotFoundError
 from deeplake_loader.rows import Row
 from deeplake_loader.search.candidates import LiveRows
@@ -32,6 +33,24 @@ SearchMetric = Literal["cosine", "l2", "inner"]
 _SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
 
 
+class _Devices(Participant):
+    """The devices that a handle has searched on; rows of a rolled-back transaction leave them, as their addresses are
+    given out again."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, TorchDevice] = {}
+
+    def rollback_to(self, _token: object) -> None:
+        self.rolled_back()
+
+    def rolled_back(self) -> None:
+        for device in self.known.values():
+            device.forget()
+
+    def forked(self) -> None:
+        self.known.clear()
+
+
 class SearchVerbs:
     """What Database inherits; ``_begin_searching`` gets the parts that the verbs work on."""
 
@@ -45,7 +64,13 @@ class SearchVerbs:
         self._searcher = Searcher(self._vectors.matrix, self._copies)
         live = LiveRows(self._catalog, self._views)
         self._statements = Statements(self._catalog, writer, self._searcher, live)
-        self._devices: dict[str, TorchDevice] = {}
+        self._devices = _Devices()
+        self._catalog.participants.append(self._devices)
+
+    def _end_searching(self) -> None:
+        """Lets go of mapped copies and of the devices' memory."""
+        self._copies.close()
+        self._devices.rolled_back()
 
     if TYPE_CHECKING:  # what Database itself is asked for
 
@@ -135,9 +160,9 @@ class SearchVerbs:
     def _device(self, name: str) -> TorchDevice:
         from deeplake_loader.search.device import TorchDevice
 
-        if name not in self._devices:
-            self._devices[name] = TorchDevice(name)
-        return self._devices[name]
+        if name not in self._devices.known:
+            self._devices.known[name] = TorchDevice(name)
+        return self._devices.known[name]
 
     def _result(self, plan: Plan, column: str, answer: Answer) -> SearchResult:
         names, types = [c.name for c in plan.results], [c.type for c in plan.results]
