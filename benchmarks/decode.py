@@ -36,7 +36,7 @@ Turns = dict[str, Callable[[], float]]
 SIDE = 224
 FRAMES = 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ANY = MediaInfo("image")
+_ANY, _ASKED = MediaInfo("image"), Image(size=SIDE)
 
 
 def cpu_seconds(action: Callable[[], object], items: int = 1) -> float:
@@ -86,7 +86,7 @@ def centre(height: int, width: int) -> tuple[float, float, float, float]:
 
 
 def ours(data: bytes, slot: Pixels) -> None:
-    cpu.decode_into(data, _ANY, Image(size=SIDE), slot)
+    cpu.decode_into(data, _ANY, _ASKED, slot)
 
 
 def bare_own_resize(data: bytes, slot: Pixels) -> None:
@@ -188,8 +188,8 @@ def dali_turn(files: Sequence[bytes]) -> Callable[[], float] | None:
     except InputError as error:
         print(f"# dali cannot run: {str(error)[:200]!r}", flush=True)
         return None
-    asked, draws = Image(size=SIDE), [None] * len(files)
-    return lambda: cpu_seconds(lambda: decoder.decode_images(files, asked, draws), len(files))
+    draws = [None] * len(files)
+    return lambda: cpu_seconds(lambda: decoder.decode_images(files, _ASKED, draws), len(files))
 
 
 def images(files: Sequence[bytes], rounds: int) -> None:
@@ -410,8 +410,8 @@ def share_of_cores(action: Callable[[], object], shares: list[float], items: int
 
 
 def consume(db: Database, count: int) -> None:
-    options = {"batch_size": 32, "transforms": {"photo": Image(size=SIDE)}, "engine": "cpu"}
-    assert sum(len(batch["id"]) for batch in db.stream("SELECT id, photo FROM photos", **options)) == count
+    stream = db.stream("SELECT id, photo FROM photos", batch_size=32, transforms={"photo": _ASKED}, engine="cpu")
+    assert sum(len(batch["id"]) for batch in stream) == count
 
 
 def streams(folder: str, files: Sequence[bytes], rounds: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from PIL import ImageFilter
+from PIL import ImageFilter, ImageOps
 
 import deeplake_loader as deeplake
 from deeplake_loader.codecs import MediaInfo
@@ -300,3 +300,19 @@ def test_columns_go_to_a_device_as_bytes_unless_the_host_sees_their_floats(store
     assert late_floats([source, other], Options(device=torch.device("cuda", 0)))[1] == {}
     asked = Options(device=torch.device("cuda", 0), on_error=lambda bad: "skip")
     assert late_floats([source], asked) == ([source], {})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("crop", ["none", "center", "random_resized"])
+def test_turned_jpegs_are_resized_as_if_they_had_been_turned_first(orientation: int, crop: str):
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(smooth(90, 131, seed=orientation), exif=exif)
+    turned = png(ImageOps.exif_transpose(Pillow.open(io.BytesIO(data))))
+    for layout, interpolation in (("CHW", "bilinear"), ("HWC", "lanczos"), ("CHW", "nearest")):
+        asked = Image(size=(30, 44), crop=crop, flip=0.5, layout=layout, interpolation=interpolation)
+        for sample in range(4):
+            draw = Draw(0, 0, sample, "x")
+            found, expected = (cpu.decode(d, ANY, asked, draw=draw).astype(int) for d in (data, turned))
+            assert np.abs(found - expected).max() <= (0 if interpolation == "nearest" else 1)
+    assert np.array_equal(cpu.decode(data, ANY, Image()), cpu.decode(turned, ANY, Image()))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deeplake_loader.codecs.headers import sniff_image
-from deeplake_loader.codecs.images import decode_jpeg, decode_rgb, read_jpeg_header
+from deeplake_loader.codecs.headers import Header, sniff_image
+from deeplake_loader.codecs.images import backwards, decode_jpeg, decode_rgb, read_jpeg_header, upright
 from deeplake_loader.codecs.info import MediaInfo
 from deeplake_loader.decode.slots import Array, allocate, put, size_of, upright_size
 from deeplake_loader.decode.transforms import Box, Draw, Image, Size, crop_box
@@ -54,13 +54,35 @@ def _decode_jpeg(data: bytes, transform: Image, out: Array | None, draw: Draw | 
     size = size_of(transform) or (height, width)
     result = allocate(_shape(transform, size), out)
     box, mirrored = crop_box(transform, width, height, size, draw)
-    pixels = decode_jpeg(data, header, shrink(transform, box, size))
-    across, down = pixels.shape[1] / width, pixels.shape[0] / height
-    if across < 1 or down < 1:
-        right, bottom = min(box[2] * across, pixels.shape[1]), min(box[3] * down, pixels.shape[0])
-        box = (box[0] * across, box[1] * down, right, bottom)
-    put(_coloured(pixels, transform), result, transform, box, mirrored, transform.layout)
+    pixels = _coloured(decode_jpeg(data, header, shrink(transform, box, size)), transform)
+    if (
+        transform.interpolation == "nearest"
+    ):  # of two equally near pixels it takes the later, as they lie in the picture
+        put(upright(pixels, header.orientation), result, transform, box, mirrored, transform.layout)
+        return result
+    slot = result.transpose(1, 2, 0) if transform.layout == "CHW" else result
+    slot, box = as_stored(slot[:, ::-1] if mirrored else slot, box, (height, width), header.orientation)
+    put(pixels, slot, transform, _scaled(box, header, pixels), False, "HWC")
     return result
+
+
+def as_stored(slot: Array, box: Box, size: Size, orientation: int) -> tuple[Array, Box]:
+    """The (H, W, C) slot and the box of an upright picture of that size, as they lie for its stored pixels: nothing is
+    turned but the places that the result is written to."""
+    (height, width), (x0, y0, x1, y1) = size, box
+    rows, columns = backwards(orientation)
+    if rows:
+        slot, y0, y1 = slot[::-1], height - y1, height - y0
+    if columns:
+        slot, x0, x1 = slot[:, ::-1], width - x1, width - x0
+    return (slot.swapaxes(0, 1), (y0, x0, y1, x1)) if orientation >= 5 else (slot, (x0, y0, x1, y1))
+
+
+def _scaled(box: Box, header: Header, pixels: Array) -> Box:
+    """The box in the pixels that a shrunk JPEG has, which may end in a part of one."""
+    height, width = pixels.shape[:2]
+    across, down = width / header.width, height / header.height
+    return box[0] * across, box[1] * down, min(box[2] * across, width), min(box[3] * down, height)
 
 
 def shrink(transform: Image, box: Box, size: Size) -> int:
