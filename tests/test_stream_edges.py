@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
-from deeplake_loader.errors import InputError, StateError
+from deeplake_loader.errors import InputError, NotFoundError, StateError
 from deeplake_loader.stream import Budget, Stream, mix
 from deeplake_loader.stream.stats import Board, Stats
 
@@ -211,3 +211,12 @@ def test_a_weighted_stream_mixes_with_a_plain_one(db: deeplake.Database) -> None
     batches = list(both)
     assert {*batches[0]} == {*next(iter(stream(db)))} | {"_source"}
     assert sum(len(batch["id"]) for batch in batches) == 2 * ROWS
+
+
+def test_a_file_that_is_gone_is_named_with_the_sample_that_wanted_it(damaged: deeplake.Database) -> None:
+    (shard,) = Path(damaged.root).rglob("*.tar")
+    key = damaged.execute("SELECT raw FROM t WHERE id = 0").scalar().key
+    shard.unlink()
+    with pytest.raises(NotFoundError, match="does not exist") as caught:
+        judged(damaged, "raw", "raise")
+    assert f"column 'raw', sample {key!r}" in caught.value.__notes__[0]

@@ -304,6 +304,8 @@ def named(sample: BadSample) -> DeeplakeError:
     """The sample's error, with its column and key."""
     error = sample.error
     if isinstance(error, DAMAGE):
+        if sample.key not in str(error):  # a file that is gone speaks of itself alone
+            error.add_note(f"column {sample.column!r}, sample {sample.key!r}; restore the file, or on_error='skip'")
         return error
     found = DecodeError(f"column {sample.column!r}, sample {sample.key!r}: {error}", key=sample.key)
     found.__cause__ = error
