@@ -64,5 +64,5 @@ class SearchResult(RowSet):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.exact, self.rows_examined, self._column = state["exact"], state["rows_examined"], state["column"]
+        names = ("names", "types", "records", "column", "exact", "rows_examined")
+        self.__init__(**{name: state[name] for name in names})  # type: ignore[misc]
