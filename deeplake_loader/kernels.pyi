@@ -16,3 +16,4 @@ from kernels import set_bits as set_bits
 from kernels import split as split
 from kernels import topk as topk
 from kernels import topk_error as topk_error
+from kernels import triton as triton

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,17 +55,20 @@ class Normalize:
 
     def apply(self, pixels: Array, out: Array | None = None, *, threads: int = 1) -> Array:
         """The floats of an item or a batch of them, contiguous uint8; in ``out`` if given (bfloat16: dtype "V2")."""
-        channels = pixels.shape[-_BEHIND[self.layout]]
-        last = _BEHIND[self.layout] == 1
-        before = 1 if last else math.prod(pixels.shape[: -_BEHIND[self.layout]])
-        after = math.prod(pixels.shape[:-1] if last else pixels.shape[pixels.ndim - _BEHIND[self.layout] + 1 :])
-        flat = (1, 1, after, channels) if last else (before, channels, 1, after)
-        kind: Literal["HWC", "CHW"] = "HWC" if last else "CHW"
+        flat, kind = self._flat(pixels.shape)
         room = None if out is None else out.reshape(flat)
         done: Array = kernels.normalize(
             pixels.reshape(flat), self.mean, self.std, self.dtype, kind, source=kind, out=room, threads=threads
         )
         return done.reshape(pixels.shape) if out is None else out
+
+    def _flat(self, shape: Sequence[int]) -> tuple[tuple[int, int, int, int], Literal["HWC", "CHW"]]:
+        """The shape as four axes, and where among them the channels are."""
+        behind = _BEHIND[self.layout]
+        if behind == 1:
+            return (1, 1, math.prod(shape[:-1]), shape[-1]), "HWC"
+        at = len(shape) - behind
+        return (math.prod(shape[:at]), shape[at], 1, math.prod(shape[at + 1 :])), "CHW"
 
     def floats(self, pixels: torch.Tensor) -> torch.Tensor:
         """The floats of a contiguous uint8 tensor, where it is."""
@@ -77,11 +81,21 @@ class Normalize:
         return done
 
     def on_device(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The floats of a uint8 tensor, by torch, on its device and current stream; other tensors as they are."""
+        """The floats of a uint8 tensor on its device and current stream; other tensors as they are.
+
+        One pass of a Triton kernel where Triton is installed and the tensor is contiguous; torch's operations else.
+        """
         import torch
+
+        from deeplake_loader.kernels import triton
 
         if pixels.dtype != torch.uint8:
             return pixels
+
+        if pixels.is_contiguous() and triton.engine_of(pixels) == "triton":
+            flat, kind = self._flat(pixels.shape)
+            done = triton.normalize(pixels.view(flat), self.mean, self.std, self.dtype, kind, source=kind)
+            return done.view(pixels.shape)
         scale, shift = _factors(self, pixels.device)
         return pixels.to(torch.float32).mul_(scale).add_(shift).to(getattr(torch, self.dtype))
 
