@@ -19,7 +19,7 @@ from deeplake_loader.codecs.gops import unpack
 from deeplake_loader.decode import cpu
 from deeplake_loader.decode.sampling import places
 from deeplake_loader.decode.transforms import Audio, Draw, Video
-from deeplake_loader.errors import DecodeError, DimensionError, InputError
+from deeplake_loader.errors import DecodeError, DimensionError, InputError, MediaError
 from deeplake_loader.types import ColumnType
 
 
@@ -298,3 +298,39 @@ def test_shots_are_cut_where_the_colours_change_at_once(db):
 def test_frames_that_are_not_there_are_asked_of_no_clip():
     with pytest.raises(DimensionError, match="does not tell when"):
         Video(fps=2).frame_numbers(10, None)
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_taken_for_a_cut_file():
+    """What a trimmed recording is: all its frames in the file, of which a player shows those from 0 on."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        track = container.add_stream("libx264", rate=30)
+        track.width, track.height, track.pix_fmt = 96, 64, "yuv420p"
+        track.options = {"g": "5", "bf": "0"}
+        for pts, pixels in zip(range(-20, 10), moving(30), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 30)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    data = file.getvalue()
+    with av.open(io.BytesIO(data)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].frames == 30 and len(shown) == 10
+    item = stored("VIDEO", data)
+    assert item.info.num_frames == 10
+    assert np.array_equal(cpu.decode(data, item.info, Video(layout="THWC")), shown)
+    last = Video(frame_indices=(9, 0), layout="THWC")
+    assert np.array_equal(cpu.decode(data, item.info, last), [shown[9], shown[0]])
+
+
+def test_a_file_that_lists_more_frames_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        track = container.add_stream("libx264", rate=30)
+        track.width, track.height, track.pix_fmt = 96, 64, "yuv420p"
+        for pixels in moving(30):
+            container.mux(track.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(track.encode(None))
+    data = path.read_bytes()
+    with pytest.raises(MediaError, match="cut short"):
+        stored("VIDEO", data[: data.index(b"mdat") + 600])

@@ -96,10 +96,12 @@ def scan_packets(data: Source, stream: int = 0) -> Packets:
     """What the packets tell, all of them read. Raises BadMedia."""
     with open_container(data) as container:
         chosen = video_stream(container, stream)
+        # an MP4's sample table lists every frame, those that an edit list leaves out are taken from its index; other
+        # containers' counts are guesses
+        listed = min(chosen.frames, len(chosen.index_entries)) if container.format.name.startswith("mov") else 0
         found = list(_packets(container, chosen))
-        # an MP4's sample table lists every frame; other containers' counts are guesses
-        if container.format.name.startswith("mov") and chosen.frames > len(found):
-            raise BadMedia(f"the file is cut short: {len(found)} of {chosen.frames} frames are in it")
+        if listed > len(found):
+            raise BadMedia(f"the file is cut short: {len(found)} of {listed} frames are in it")
         base, declared, context = chosen.time_base, chosen.duration, chosen.codec_context
         rate = chosen.average_rate
         seekable, skippable = _is_seekable(context), _is_skippable(context)

@@ -138,7 +138,7 @@ class Image:
     ``interpolation``: Pillow's filters of these names ("area" is its BOX). ``antialias`` widens the filter when
     reducing, as Pillow always does and torchvision and DALI do by default; JPEG images at least 3, 6 or 20 times as
     large as needed are then decoded at a half, quarter or eighth of their size (within 1.5 grey levels of the full way
-    in the mean over photographs, 3.5 for a photograph of fine texture), unless ``interpolation`` is "nearest".
+    in the mean over photographs, up to 7 for one of fine texture), unless ``interpolation`` is "nearest".
 
     ``dtype``: a float type gives value / 255, or with ``normalize=(mean, std)``, both in units of 0..1 and of one
     number or one per channel, (value / 255 - mean) / std. ``mode`` "L" gives one grey channel; ``layout`` "HWC" puts
