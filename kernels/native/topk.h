@@ -12,7 +12,7 @@ struct dl_matrix {
 
 enum {
     DL_PAD = 64,     // a query's floats are followed by zeros up to a multiple of this
-    DL_BLOCK = 96,   // rows of one tile; a multiple of every number of rows taken at once
+    DL_BLOCK = 96,   // rows of one tile; a multiple of every number of rows taken at once (3, 6, 8, 12)
     DL_GROUP = 64,   // queries of one tile at most
     DL_LANE = 16,    // queries side by side
 };

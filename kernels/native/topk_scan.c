@@ -77,7 +77,6 @@ static inline float of_half(uint32_t half) {
     }
 
 typedef float F4 __attribute__((vector_size(16)));
-typedef float F8 __attribute__((vector_size(32)));
 
 static inline F4 load4(const void *p) {
     F4 v;
@@ -206,13 +205,13 @@ TARGET static void avx2_tile(const struct dl_tile *tile) {
 ANY(avx512_any)
 #define ONE(unit) ((__m512bh)_mm512_set1_epi32((int)*(unit)))
 #define DOT(sum, q, one) _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(q), one)
-TILE(pairs_1, DL_TARGET_BFLOAT16, __m512, 1, 24, 1)
+TILE(pairs_1, DL_TARGET_BFLOAT16, __m512, 1, 12, 1)
 TILE(pairs_2, DL_TARGET_BFLOAT16, __m512, 1, 12, 2)
 TILE(pairs_3, DL_TARGET_BFLOAT16, __m512, 1, 8, 3)
 TILE(pairs_4, DL_TARGET_BFLOAT16, __m512, 1, 6, 4)
 DL_TARGET_BFLOAT16 static void pairs_tile(const struct dl_tile *tile) {
     switch (tile->lanes) {
-        case 1: for (int64_t row = 0; row < tile->count; row += 24) pairs_1(tile, row, 0); break;
+        case 1: for (int64_t row = 0; row < tile->count; row += 12) pairs_1(tile, row, 0); break;
         case 2: for (int64_t row = 0; row < tile->count; row += 12) pairs_2(tile, row, 0); break;
         case 3: for (int64_t row = 0; row < tile->count; row += 8) pairs_3(tile, row, 0); break;
         default: for (int64_t row = 0; row < tile->count; row += 6) pairs_4(tile, row, 0);

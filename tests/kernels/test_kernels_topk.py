@@ -150,6 +150,18 @@ def test_scores_closer_than_a_float32_sum_can_tell_are_told_apart(queries: int, 
     same(matrix, wanted, 40, metric)
 
 
+def test_a_k_too_large_for_all_queries_at_once_is_served_in_groups(backend: str):
+    if backend == "python":
+        pytest.skip("the fallback keeps no lists to group")
+    floats, wanted = vectors(70_000, 2, 40)  # lists of 2 k entries for 40 queries and two threads pass the budget
+    matrix, some = floats.astype(np.float32), [0, 28, 29, 39]
+    found, scores = kernels.topk(matrix, wanted, 70_000, "inner")
+    for i in some:
+        every = np.asarray(kernels.scores(matrix, 70_000, 2, "float32", wanted[i], "inner"))
+        assert (found[i] == np.argsort(-every, kind="stable")).all()
+        assert (scores[i] == every[found[i]]).all()
+
+
 @pytest.mark.parametrize("rising", [True, False])
 @pytest.mark.parametrize("queries", [1, 4])
 def test_the_order_of_the_rows_does_not_matter(rising: bool, queries: int):
