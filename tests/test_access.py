@@ -15,7 +15,7 @@ from stream_store import NAMES, ROWS, Store, epoch_of, ids, latent, picture, vec
 
 from deeplake_loader.database import connect
 from deeplake_loader.decode.transforms import Image, Raw
-from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
+from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError
 from deeplake_loader.order import LANES, WINDOW_BLOCKS, Order, Share, cut_blocks
 from deeplake_loader.reader import Reader
 from deeplake_loader.stream import shared
@@ -58,6 +58,23 @@ def test_a_single_sample_is_a_batch_of_one_without_its_dimension(tmp_path: Path)
                 same = torch.equal(value, one) if isinstance(value, torch.Tensor) and one is not None else value == one
                 assert same, (i, name)
         assert isinstance(stream.sample(3)["id"], int)
+
+
+def test_one_key_is_found_as_a_list_of_it_is_and_a_wrong_one_is_refused_alike(tmp_path: Path) -> None:
+    with connect(tmp_path) as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT)")
+        ids = [-(2**63), -5, 0, 3, 4, 9, 2**63 - 1]
+        db.insert("t", [{"id": i, "a": str(i)} for i in reversed(ids)])
+        stream = db.stream("SELECT id, a FROM t ORDER BY a", batch_size=2)
+    for i in (*ids, np.int64(4)):
+        assert stream.sample(key=i) == {"id": i, "a": str(i)}
+        assert stream.take(keys=[i])["a"] == [str(i)]
+    for missing in (-6, 5, 2**63 - 2):
+        with pytest.raises(NotFoundError, match=f"{missing}"):
+            stream.sample(key=missing)
+    for wrong in ("4", 4.0, True, 2**63, -(2**63) - 1, [4]):
+        with pytest.raises(DeeplakeError):
+            stream.sample(key=wrong)
 
 
 def test_a_single_decoded_or_damaged_sample_is_what_a_batch_gives(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class Stream(IterableDataset[Batch]):
         if (row is None) == (key is None):
             raise InputError("sample needs a row number or key=, one of them")
         access = self._open_access(source)
-        row = int(access.rows([key], source)[0]) if key is not None else whole("row", row)
+        row = access.row(key, source) if key is not None else whole("row", row)
         if not 0 <= row < self._sources[source].count:
             raise InputError(f"rows are numbered 0 to {self._sources[source].count - 1}, got {row}")
         return access.sample(row, source, epoch)
