@@ -44,19 +44,21 @@ _RUN_BITS = 12
 _RUN = 1 << _RUN_BITS
 _RUN_MASK = _RUN - 1
 _TRIES = 16  # rows of a run scored alone before the run is scanned: 16 calls cost a quarter of a scan at 768 float32
-_MAX_RUNS = 2_048  # remembered per query: 8 million rows, 64 MB
-_MAX_QUERIES = 4  # remembered per function: statements that compare with several vectors in turn
+_MAX_RUNS = 4_096  # remembered per function: 16 million scores, 128 MB
+_MAX_QUERIES = 32  # remembered per function: statements that compare with several vectors in turn
 
 
 class _Query:
-    """One query and the runs already scored against it, keyed by address >> 12."""
+    """One query, the runs already scored against it, keyed by address >> 12, and the query that was asked after it: a
+    statement that compares with several vectors asks for them in turn, row by row."""
 
-    __slots__ = ("data", "runs", "tries")
+    __slots__ = ("data", "following", "runs", "tries", "value")
 
-    def __init__(self, data: Buffer) -> None:
-        self.data = data
+    def __init__(self, value: object, data: Buffer) -> None:
+        self.value, self.data = value, data
         self.runs: dict[int, array[float]] = {}
         self.tries: dict[int, int] = {}
+        self.following = self
 
 
 class ScoreFunction:
@@ -74,38 +76,42 @@ class ScoreFunction:
 
     def forget(self) -> None:
         """Drops every remembered score (addresses of a rolled-back transaction are given out again)."""
+        self._forget_runs()
+        self._queries.clear()
+
+    def _forget_runs(self) -> None:
+        """Drops the scores and keeps the queries."""
         for query in self._queries.values():
             query.runs.clear()
-        self._queries.clear()
 
     def register(self, connection: sqlite3.Connection) -> None:
         connection.create_function(self._name, 2, self._caller(), deterministic=True)
 
     def _caller(self) -> Callable[[object, object], float | None]:
         """The function SQLite calls: the look-up inline, because it runs once per row; all else in ``_score``."""
-        last: object = None
-        other: object = None
-        runs: dict[int, array[float]] = {}
-        spare: dict[int, array[float]] = {}
-        score = self._score
+        current = _Query(None, b"")
+        score, known = self._score, self._queries
 
         def call(row: object, query: object) -> float | None:
-            nonlocal last, other, runs, spare
-            if query == last:
+            nonlocal current
+            guess = current.following
+            if guess.value != query:  # comparing is cheap where hashing 3 KB is not
+                guess = next((q for q in known.values() if q.value == query), guess)
+            if guess.value == query:
+                current.following = current = guess
                 try:
-                    return runs[row >> _RUN_BITS][row & _RUN_MASK]  # type: ignore[operator]
+                    return guess.runs[row >> _RUN_BITS][row & _RUN_MASK]  # type: ignore[operator]
                 except (KeyError, IndexError, TypeError):
                     pass
-            elif query == other:  # a statement that asks for two queries in turn
-                last, other, runs, spare = other, last, spare, runs
-                return call(row, query)
             if row is None or query is None:
                 return None
-            if isinstance(query, int) and (not isinstance(row, int) or (row == last and query != last)):
+            if isinstance(query, int) and (
+                not isinstance(row, int) or (row == current.value and query != current.value)
+            ):
                 return call(query, row)
             value, memory = score(row, query)
-            if memory is not None and memory.runs is not runs:
-                last, other, runs, spare = query, last, memory.runs, runs
+            if memory is not None and memory is not current:
+                current.following = current = memory
             return value
 
         return call
@@ -131,8 +137,8 @@ class ScoreFunction:
         tries = query.tries[run] = query.tries.get(run, 0) + 1
         if tries < _TRIES:
             return self._scan(matrix, query, ordinal, ordinal + 1)[0], query
-        if len(query.runs) >= _MAX_RUNS:
-            query.runs.clear()
+        if sum(len(other.runs) for other in self._queries.values()) >= _MAX_RUNS:
+            self._forget_runs()
         query.runs[run] = self._scan(matrix, query, first, min(first + _RUN, matrix.count))
         return query.runs[run][ordinal - first], query
 
@@ -150,7 +156,7 @@ class ScoreFunction:
     def _remember(self, value: object, dimension: int) -> _Query:
         if len(self._queries) >= _MAX_QUERIES:
             self._queries.pop(next(iter(self._queries))).runs.clear()
-        query = self._queries[value] = _Query(self._query_data(value, dimension))
+        query = self._queries[value] = _Query(value, self._query_data(value, dimension))
         return query
 
     def _query_data(self, value: object, dimension: int) -> Buffer:

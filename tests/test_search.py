@@ -410,6 +410,28 @@ def test_only_a_whole_table_is_searched_without_asking_sql(pair: deeplake.Databa
         assert plan.fast is not None and plan.fast.whole is whole, sql
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_a_weighted_sum_of_scores_scans_each_run_once_for_each_query(
+    pair: deeplake.Database, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = {f"q{i}": query(100 * count + i) for i in range(count)}
+    calls: list[int] = []
+    real = kernels.scores
+    monkeypatch.setattr(kernels, "scores", lambda m, n, *a, **o: calls.append(n) or real(m, n, *a, **o))
+    terms = " + ".join(f"{i + 1} * cosine_similarity(v, :q{i})" for i in range(count))
+    found = pair.execute(
+        f"SELECT id, {terms} - 0.01 * part AS s, v FROM g ORDER BY s DESC NULLS LAST LIMIT 20", queries
+    )
+    held = pair.execute("SELECT id, part, v FROM g WHERE v IS NOT NULL")
+    rows = pair.vectors(np.array(held.raw(2), np.int64))
+    sums = sum((i + 1) * truth(rows, q, "cosine") for i, q in enumerate(queries.values())) - 0.01 * np.array(
+        held.raw(1)
+    )
+    np.testing.assert_allclose([r.s for r in found], np.sort(sums)[::-1][:20], rtol=0, atol=1e-9)
+    runs = len({a >> 12 for a in held.raw(2)})
+    assert sum(n > 1 for n in calls) <= runs * count and len(calls) <= 17 * runs * count
+
+
 # -- scan copies -------------------------------------------------------------------------------------------------------
 
 
