@@ -118,7 +118,7 @@ def prepare_folder(root: store.Root, *, create: bool) -> None:
     if os.path.exists(root.catalog):
         return
     if not create:
-        raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing)")
+        raise NotFoundError(f"there is no store in {root.folder} ({store.CATALOG} is missing); check the path")
     if lost:
         raise _lost_catalog(root, lost)
     with store.file_errors("make the store's folder", root.folder):

@@ -31,7 +31,18 @@ class Store(Protocol):
     """What is needed of a Database."""
 
     def execute(self, sql: str, params: Any = None) -> RowSet: ...
-    def search(self, table: str, column: str, q: Any, **options: Any) -> Any: ...
+    def search(
+        self,
+        table: str,
+        column: str,
+        q: Any,
+        *,
+        k: int = 10,
+        metric: Metric = "cosine",
+        exact: bool = True,
+        nprobe: int | None = None,
+        recall: float | None = None,
+    ) -> Any: ...
     def tables(self) -> Mapping[str, Table]: ...
     def vectors(self, addresses: Array) -> Array: ...
 
