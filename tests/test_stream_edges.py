@@ -220,3 +220,8 @@ def test_a_file_that_is_gone_is_named_with_the_sample_that_wanted_it(damaged: de
     with pytest.raises(NotFoundError, match="does not exist") as caught:
         judged(damaged, "raw", "raise")
     assert f"column 'raw', sample {key!r}" in caught.value.__notes__[0]
+
+
+def test_streams_of_other_ranks_are_told_apart_by_name(db: deeplake.Database) -> None:
+    with pytest.raises(InputError, match="stream 1 is for rank 1 of 2, the first one for rank 0 of 1; make"):
+        mix([stream(db), stream(db, rank=1, world_size=2)])

@@ -328,6 +328,8 @@ class Stream(IterableDataset[Batch]):
 class Batches(Iterator[Batch]):
     """The batches of one pass. Its threads end with the last batch, with ``close()``, or when nobody holds it.
 
+    Threads may share it: each batch goes to one of them.
+
     >>> with iter(stream) as batches:                                                   # doctest: +SKIP
     ...     first = next(batches)
     """

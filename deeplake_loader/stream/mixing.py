@@ -57,8 +57,9 @@ def mix(
         seed: of the turns and of augmentation.
         stop: what a pass is: "first" ends it when the first stream has given all its rows; "cycle" when the last one
             has, shorter ones begin again meanwhile; a number is that many rows.
-        batches: "mixed" batches hold rows of several streams, whose columns must agree; each of "single" is of one
-            stream, whose columns may be its own, and weights count batches (buckets and batch sizes may differ).
+        batches: "mixed" batches hold rows of several streams, whose columns must agree (``_weight``, which an option
+            adds, is left out unless all have it); each of "single" is of one stream, whose columns may be its own, and
+            weights count batches (buckets and batch sizes may differ).
         names: one per stream: ``_source`` is then a list of names.
 
     Raises:
@@ -322,7 +323,10 @@ def _check_alike(parts: Sequence[Stream]) -> None:
     for number, part in enumerate(parts):
         ranks, expected = [(s._schedule.rank, s._schedule.world_size) for s in (part, first)]
         if ranks != expected:
-            raise InputError(f"stream {number} is for rank {ranks[0]} of {ranks[1]}, the first one for {expected}")
+            raise InputError(
+                f"stream {number} is for rank {ranks[0]} of {ranks[1]}, the first one for rank {expected[0]} of "
+                f"{expected[1]}; make all streams of a mix with the same ranks"
+            )
         for field in fields(Options):
             own, wanted = (_comparable(getattr(s._options, field.name)) for s in (part, first))
             if field.name != "seed" and own != wanted:
