@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import wave
 from fractions import Fraction
 from itertools import pairwise
 
@@ -34,10 +35,10 @@ def stored(kind: str, value: object):
     return encode(ColumnType.parse(kind), value, where="x")
 
 
-def shifted(ticks: list[int], base: Fraction = Fraction(1, 1000)) -> bytes:
+def shifted(ticks: list[int], base: Fraction = Fraction(1, 1000), format: str = "mp4") -> bytes:
     """A file whose frame i is shown at ticks[i]."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    with av.open(file, "w", format=format) as container:
         stream = container.add_stream("libx264", rate=24)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         stream.codec_context.time_base = base
@@ -334,3 +335,26 @@ def test_a_file_that_lists_more_frames_than_it_holds_is_refused(tmp_path):
     data = path.read_bytes()
     with pytest.raises(MediaError, match="cut short"):
         stored("VIDEO", data[: data.index(b"mdat") + 600])
+
+
+def test_a_file_that_claims_to_last_for_ages_is_an_error_not_an_endless_list():
+    data = shifted([0, 10**12 // 2, 10**12], Fraction(1, 30), format="matroska")
+    item = stored("VIDEO", data)
+    assert item.info.duration is not None and item.info.duration > 1e10
+    with pytest.raises(DecodeError, match="the clip k cannot be decoded") as refused:
+        cpu.decode(data, item.info, Video(fps=30, num_frames=4), key="the clip k")
+    assert "more than the limit of 1048576 frames" in str(refused.value)
+    assert cpu.decode(data, item.info, Video(num_frames=3, size=8)).shape == (3, 3, 8, 8)
+
+
+def test_sound_of_a_false_rate_is_not_blown_up():
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(1)
+        sound.writeframes(bytes(40_000))
+    item = stored("AUDIO", file.getvalue())
+    assert cpu.decode(item.data, item.info, Audio()).shape == (1, 20_000)
+    with pytest.raises(DecodeError, match="at most 128 times as many"):
+        cpu.decode(item.data, item.info, Audio(sample_rate=48_000))

@@ -265,7 +265,8 @@ def test_transforms_are_checked_when_they_are_made_and_against_their_media():
     bad = [
         (Image, {"size": 0}), (Image, {"size": (1, 2, 3)}), (Image, {"size": 2.5}), (Image, {"crop": "left"}),
         (Image, {"crop": "random_resized"}), (Image, {"scale": (0, 1)}), (Image, {"flip": 2}),
-        (Image, {"layout": "TCHW"}),
+        (Image, {"layout": "TCHW"}), (Image, {"flip": None}), (Image, {"flip": "x"}), (Video, {"flip": True}),
+        (Image, {"size": (7,)}), (Image, {"ratio": [1, 2]}), (Video, {"num_frames": 10**9}),
         (Video, {"num_frames": 0}), (Video, {"stride": 0}), (Video, {"num_frames": 2, "stride": 2}),
         (Video, {"frame_indices": (-1,)}), (Video, {"frame_indices": (1,), "num_frames": 1}),
         (Audio, {"channels": 3}),

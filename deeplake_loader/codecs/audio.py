@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.codecs.containers import Deadline, Source, open_container, reason
-from deeplake_loader.codecs.info import BadMedia, MediaInfo
+from deeplake_loader.codecs.info import MAX_DECODED_BYTES, BadMedia, MediaInfo
 from deeplake_loader.codecs.sources import describe, to_array
 from deeplake_loader.errors import DimensionError, InputError, MediaError, TypeMismatchError
 from deeplake_loader.types import ColumnType
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_CHANNELS = 64
 _MAX_RATE = 768_000
+_MOST_RAISED = 128
+"""From 6 kHz to the largest rate; a file of 40 KB that claims one sample a second would become gigabytes."""
 _RESAMPLER_TAIL_S = 0.1  # its filter looks ahead by a few milliseconds
 
 
@@ -153,13 +155,16 @@ def decode_samples(
 
     layout = {None: None, 1: "mono", 2: "stereo"}[channels]
     resampler, parts, rate, found = AudioResampler(format="fltp", layout=layout, rate=sample_rate), [], 0, 0
-    deadline, seconds = Deadline(timeout_s), 0.0
+    deadline, seconds, size = Deadline(timeout_s), 0.0, 0
     with open_container(data) as container:
         for frame in container.decode(audio_stream(container)):
             deadline.check()
             if rate and (frame.sample_rate, len(frame.layout.channels)) != (rate, found):
                 raise BadMedia("the sample rate or the number of channels changes within the file")
             rate, found = frame.sample_rate, len(frame.layout.channels)
+            size += _size_of(frame, sample_rate, channels)
+            if size > MAX_DECODED_BYTES:
+                raise BadMedia(f"the sound is more than {MAX_DECODED_BYTES} bytes of samples")
             parts += [part.to_ndarray() for part in resampler.resample(frame)]
             seconds += frame.samples / rate
             if until_s is not None and seconds > until_s + _RESAMPLER_TAIL_S:
@@ -169,3 +174,14 @@ def decode_samples(
     if not parts:
         raise BadMedia("no sound can be decoded from the file")
     return np.concatenate(parts, axis=1, dtype=np.float32), sample_rate or rate
+
+
+def _size_of(frame: Any, sample_rate: int | None, channels: int | None) -> int:
+    """Bytes of the frame's samples as asked for. Raises BadMedia for a rate raised beyond _MOST_RAISED."""
+    if sample_rate is not None and sample_rate > _MOST_RAISED * frame.sample_rate:
+        raise BadMedia(
+            f"{frame.sample_rate} samples a second were asked for as {sample_rate}; at most {_MOST_RAISED} times as "
+            "many can be made of them"
+        )
+    samples = frame.samples * (sample_rate or frame.sample_rate) // frame.sample_rate
+    return 4 * int(samples) * (channels or len(frame.layout.channels))

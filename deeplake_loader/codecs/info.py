@@ -18,6 +18,9 @@ MAX_BLOB_BYTES = 4 << 30
 MAX_PIXELS = 178_956_970
 """The largest image or video frame, in pixels: what Pillow calls a decompression bomb begins here."""
 
+MAX_DECODED_BYTES = 8 << 30
+"""The largest array one item may decode to."""
+
 
 class BadMedia(Exception):
     """Bytes that cannot be decoded; never leaves the package: callers turn it into an error that names the item."""

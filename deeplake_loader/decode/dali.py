@@ -119,10 +119,11 @@ class DaliDecoder:
     """Decodes JPEG images and clips, whole batches at a time; several threads may call it, one is served at once.
 
     Results are uint8 in the transform's layout, the first step towards its floats (`decode.normalize`), as the CPU
-    engine gives them: decoded JPEG pixels on the CPU equal Pillow's; resized ones differ from the CPU engine's by 0.6
-    grey levels at most in the mean and up to 30 at sharp edges; where that engine shrinks a JPEG while it decodes it,
-    by 1.5 in the mean over photographs and up to 7 for one of fine texture; RGB from video by 2 in the mean. An item that DALI does not decode is decoded by the CPU engine, so what
-    is refused is the same; damage that libjpeg only warns of is refused by that engine alone.
+    engine gives them: decoded JPEG pixels on the CPU equal Pillow's; resized ones differ from the CPU engine's by
+    0.6 grey levels at most in the mean and up to 30 at sharp edges; where that engine shrinks a JPEG while it
+    decodes it, by 1.5 in the mean over photographs and up to 7 for one of fine texture; RGB from video by 2 in the
+    mean. An item that DALI does not decode is decoded by the CPU engine, so what is refused is the same; damage
+    that libjpeg only warns of is refused by that engine alone.
 
     Args:
         device: "gpu" or "cpu".

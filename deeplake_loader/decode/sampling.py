@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Uniforms = Callable[[int, str], list[float]]
 """Numbers in [0, 1) for a purpose: how many, which."""
 
+MAX_FRAMES = 1 << 20
+"""The most frames of one clip: a file of a thousand bytes may claim to last a million years."""
+
 _EPSILON = 1e-6
 """Seconds: times are told in other units than they are stored in."""
 
@@ -53,11 +56,15 @@ def window(
 
 def frames_between(times: Times, low: float, high: float, fps: float | None) -> Sequence[int]:
     """Frames shown from ``low`` on and before ``high``; with ``fps``, the frame that a player shows at each moment of
-    that rate, repeats allowed. At least one."""
+    that rate, repeats allowed. At least one. Raises DimensionError over MAX_FRAMES."""
     if fps is None:
         first, last = bisect_left(times, low - _EPSILON), bisect_left(times, high - _EPSILON)
         return range(first, last) if first < last else [max(0, min(first, len(times)) - 1)]
     moments = max(1, math.floor((high - low) * fps + 0.5))
+    if moments > MAX_FRAMES:
+        raise DimensionError(
+            f"{high - low:g} s at {fps:g} frames a second are more than the limit of {MAX_FRAMES} frames"
+        )
     return [max(0, bisect_right(times, low + i / fps + _EPSILON) - 1) for i in range(moments)]
 
 

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 
 from deeplake_loader import kernels
-from deeplake_loader.codecs.info import BadMedia, MediaInfo
+from deeplake_loader.codecs.info import MAX_DECODED_BYTES, BadMedia, MediaInfo
 from deeplake_loader.decode.transforms import Box, Draw, Image, Size, Video, crop_box
 from deeplake_loader.errors import DimensionError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-MAX_DECODED_BYTES = 8 << 30
-"""The largest array one item may decode to."""
 
 
 def size_of(transform: Image | Video) -> Size | None:

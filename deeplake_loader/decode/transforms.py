@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from deeplake_loader.decode.sampling import check_window, frames_between, places, window
+from deeplake_loader.decode.sampling import MAX_FRAMES, check_window, frames_between, places, window
 from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
 from deeplake_loader.types import TENSOR_DTYPES
 
@@ -60,8 +60,8 @@ class Draw:
 
 
 def _check_size(name: str, size: object) -> None:
-    sides = (size,) if isinstance(size, int) else size
-    whole = isinstance(sides, tuple) and len(sides) in (1, 2) and all(type(s) is int for s in sides)
+    sides = (size, size) if isinstance(size, int) else size
+    whole = isinstance(sides, tuple) and len(sides) == 2 and all(type(s) is int for s in sides)
     if size is not None and not (whole and all(1 <= s <= MAX_SIDE for s in sides)):  # type: ignore[attr-defined]
         raise InputError(f"{name}(size={size!r}): expected one side or (height, width), each 1..{MAX_SIDE}")
 
@@ -72,13 +72,13 @@ def _check_picture(picture: Image | Video, layouts: Sequence[str]) -> None:
     _check_choice(name, "crop", picture.crop, get_args(Crop))
     if picture.crop.startswith("random") and picture.size is None:
         raise InputError(f"{name}(crop={picture.crop!r}) needs a size to resize to")
-    low, high = _pair(name, "scale", picture.scale, "two shares of the area, 0 < low <= high <= 1")
+    low, high = _pair(name, "scale", picture.scale, "a tuple of two shares of the area, 0 < low <= high <= 1")
     if not 0 < low <= high <= 1:
         raise InputError(f"{name}(scale={picture.scale!r}): expected two shares of the area, 0 < low <= high <= 1")
-    low, high = _pair(name, "ratio", picture.ratio, "two width-to-height ratios, 0 < low <= high")
+    low, high = _pair(name, "ratio", picture.ratio, "a tuple of two width-to-height ratios, 0 < low <= high")
     if not 0 < low <= high < math.inf:
         raise InputError(f"{name}(ratio={picture.ratio!r}): expected two width-to-height ratios, 0 < low <= high")
-    if not 0 <= picture.flip <= 1:
+    if isinstance(picture.flip, bool) or not isinstance(picture.flip, int | float) or not 0 <= picture.flip <= 1:
         raise InputError(f"{name}(flip={picture.flip!r}): expected a probability in 0..1")
     _check_choice(name, "interpolation", picture.interpolation, get_args(Interpolation))
     if not isinstance(picture.antialias, bool):
@@ -88,7 +88,7 @@ def _check_picture(picture: Image | Video, layouts: Sequence[str]) -> None:
 
 
 def _pair(name: str, field: str, value: object, expected: str) -> tuple[float, float]:
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+    if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
         raise InputError(f"{name}({field}={value!r}): expected {expected}")
     return value[0], value[1]
 
@@ -215,8 +215,8 @@ class Video:
         _check_choice("Video", "sampling", self.sampling, get_args(Sampling))
         _check_choice("Video", "pad", self.pad, ("repeat", "error"))
         _check_timeout("Video", self.timeout_s)
-        if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
-            raise InputError(f"Video(num_frames={self.num_frames!r}): expected a positive integer or None")
+        if self.num_frames is not None and not (type(self.num_frames) is int and 1 <= self.num_frames <= MAX_FRAMES):
+            raise InputError(f"Video(num_frames={self.num_frames!r}): expected 1..{MAX_FRAMES}, or None")
         if type(self.stride) is not int or self.stride < 1:
             raise InputError(f"Video(stride={self.stride!r}): expected a positive integer")
         if self.stride > 1 and self.num_frames is not None and self.sampling != "contiguous":
