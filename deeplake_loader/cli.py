@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the store refused (one line on stderr says why and what to
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -121,11 +120,7 @@ def _told(report: Report, *, indexed: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; ends the process with one of the documented codes."""
-    try:
-        program.main(args=None if arguments is None else list(arguments), prog_name="deeplake-loader")
-    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    program.main(args=None if arguments is None else list(arguments), prog_name="deeplake-loader")
 
 
 if __name__ == "__main__":

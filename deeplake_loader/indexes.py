@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import ann
 from deeplake_loader.branches import overlay_name
@@ -91,6 +91,12 @@ class Indexes(Participant):
             elif column != index.column:
                 self._catalog.execute("UPDATE _dl_indexes SET column_name = ? WHERE name = ?", (column, index.name))
 
+    def savepoint(self) -> int:
+        return len(self._gone)
+
+    def rollback_to(self, token: object) -> None:
+        del self._gone[cast(int, token) :]
+
     def committed(self) -> None:
         gone, self._gone = self._gone, []
         if gone:
@@ -100,6 +106,9 @@ class Indexes(Participant):
                 os.unlink(path)
 
     def rolled_back(self) -> None:
+        self._gone.clear()
+
+    def forked(self) -> None:
         self._gone.clear()
 
     def finder(self, table: str, column: str, metric: str) -> Callable[[int], ann.Lists | None] | None:

@@ -328,6 +328,13 @@ def test_what_is_rolled_back_left_index_and_lists_as_they_were(db: deeplake.Data
         db.drop_index("t_v_idx")
         raise ZeroDivisionError
     assert len(db.indexes()) == 1 and len(list_files(db)) == 1
+    with db.transaction():
+        with pytest.raises(ZeroDivisionError), db.transaction():
+            db.drop_index("t_v_idx")
+            raise ZeroDivisionError
+        db.execute("DELETE FROM t WHERE id = 1")
+    assert len(db.indexes()) == 1 and len(list_files(db)) == 1
+    assert not db.search("t", "v", QUERIES[0], exact=False, nprobe=2).exact
 
 
 def test_lists_are_made_by_optimize_where_they_are_missing_damaged_or_new(db: deeplake.Database) -> None:
