@@ -5,14 +5,17 @@ The interpreter decides when Triton is first imported, so it has a process of it
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from deeplake_loader.kernels import reference
 from deeplake_loader.kernels import triton as device_kernels
 
 Call = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("cosine", "l2", "inner")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,28 +51,25 @@ def _missing() -> str:
 no_triton = pytest.mark.skipif(bool(_missing()), reason=_missing())
 
 
-def _environment(**variables: str) -> None:
-    os.environ.update(variables, TRITON_CACHE_DIR=tempfile.mkdtemp(prefix="triton-"))
-
-
-def _elsewhere(**variables: str) -> Iterator[Call]:
-    """Calls functions in another process, in which these variables are set."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _set_all, (variables,)) as pool:
+def _elsewhere(interpret: str, folder: Path) -> Iterator[Call]:
+    """Calls functions in another process, whose Triton interprets or compiles."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (interpret, str(folder))) as pool:
         yield lambda function, *args, **options: pool.submit(function, *args, **options).result()
 
 
-def _set_all(variables: dict[str, str]) -> None:
-    _environment(**variables)
+def _prepare(interpret: str, folder: str) -> None:
+    os.environ.update(TRITON_INTERPRET=interpret, TRITON_CACHE_DIR=folder)
+    np.seterr(all="ignore")  # the interpreter computes lanes beyond the last row too
 
 
 @pytest.fixture(scope="module")
-def interpreter() -> Iterator[Call]:
-    yield from _elsewhere(TRITON_INTERPRET="1")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    yield from _elsewhere("1", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
-def compiler() -> Iterator[Call]:
-    yield from _elsewhere(TRITON_INTERPRET="0")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    yield from _elsewhere("0", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(
@@ -531,6 +532,18 @@ def test_exact_scores_are_rounded_as_ieee_754_says(ahead_of_time: Call, metric: 
 def test_pixels_are_written_in_vectors(ahead_of_time: Call):
     made = ahead_of_time(compile_pixels)
     assert made["spilled"] == 0 and "st.global.v2.b32" in made["ptx"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_benchmark_finds_every_result_right_on_the_device():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_search.py", "--rows", "200000", "--rounds", "3"],
+        capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    results = [line["right"] for line in lines if "right" in line]
+    assert len(results) >= 20 and all(results), done.stdout
 
 
 def test_engine_of_says_what_runs():
