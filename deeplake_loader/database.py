@@ -414,8 +414,9 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         >>> for batch in db.stream("SELECT frames, prompt FROM generations", batch_size=8, shuffle=True):
         ...     step(batch["frames"], batch["prompt"])                              # doctest: +SKIP
         """
-        from deeplake_loader.stream import build_stream
+        from deeplake_loader.stream.build import build_stream, check_names
 
+        check_names(options)
         sql, options = self._measured(sql, self._plan_stream(sql), options)
         with self._catalog.snapshot() as commit:
             if self._catalog.in_transaction:  # this thread's: another one's was waited for

@@ -225,3 +225,20 @@ def test_a_file_that_is_gone_is_named_with_the_sample_that_wanted_it(damaged: de
 def test_streams_of_other_ranks_are_told_apart_by_name(db: deeplake.Database) -> None:
     with pytest.raises(InputError, match="stream 1 is for rank 1 of 2, the first one for rank 0 of 1; make"):
         mix([stream(db), stream(db, rank=1, world_size=2)])
+
+
+def test_an_unknown_option_is_told_with_the_one_that_was_meant(db: deeplake.Database) -> None:
+    with pytest.raises(
+        TypeError, match=r"^stream\(\) got an unexpected keyword argument 'shufle'; did you mean 'shuffle'\?$"
+    ):
+        stream(db, shufle=True)
+
+
+def test_dropping_never_leaves_all_buckets_out_without_a_word(db: deeplake.Database) -> None:
+    with pytest.raises(InputError, match="would leave nothing of 61 rows"):
+        stream(db, bucket_by="kind", batch_size=8, tail="drop", rank=0, world_size=8)
+    assert len(stream(db, bucket_by="kind", batch_size=8, tail="drop", rank=0, world_size=6)) == 1
+
+
+def test_a_budgets_limit_may_be_a_number_of_numpy() -> None:
+    assert Budget("cost", np.int64(9)).limit == 9  # type: ignore[arg-type]

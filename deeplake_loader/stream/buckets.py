@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,7 +46,7 @@ class Budget:
     def __post_init__(self) -> None:
         if not isinstance(self.cost, str) or not self.cost.strip():
             raise InputError(f"Budget({self.cost!r}, ...): the cost is a column or a SQL expression")
-        if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not 0 < self.limit < np.inf:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, Real) or not 0 < self.limit < np.inf:
             raise InputError(f"Budget({self.cost!r}, {self.limit!r}): the limit is a number above 0")
 
 

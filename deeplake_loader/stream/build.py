@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -161,7 +163,28 @@ def build_stream(
     binner = Bucketed(picker, share.batch_size, buckets, group=whole("group", group))
     if budget is not None:
         binner = _budgeted(binner, source, budget)
-    return Stream((source,), BinSchedule(binner, share.rank, share.world_size, share.tail), options)
+    return Stream((source,), _of_bins(binner, share), options)
+
+
+def _of_bins(binner: Bucketed, share: Share) -> BinSchedule:
+    """The schedule of the bins; refused where "drop" would leave a whole set out without a word."""
+    schedule = BinSchedule(binner, share.rank, share.world_size, share.tail)
+    if share.tail == "drop" and binner.picker.count and not schedule.steps((0, 0)):
+        raise InputError(
+            f"tail='drop' would leave nothing of {binner.picker.count} rows: no step of {share.world_size} ranks has "
+            f"a full batch of {share.batch_size} rows of one bucket for each; use tail='short' or 'pad'"
+        )
+    return schedule
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raises TypeError, as Python does, for an option that `build_stream` does not have, and names the nearest."""
+    known = [name for name in inspect.signature(build_stream).parameters if name not in ("root", "rows")]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise TypeError(f"stream() got an unexpected keyword argument {name!r}; {hint}")
 
 
 def _picker(source: Source, order: Order, seed: int, weight: str | None, num_samples: int | None) -> Picker:
