@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import deeplake_loader as deeplake
 from deeplake_loader import ann, matrices
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, SQLError, UnsupportedSQLError
+from deeplake_loader.recall import measure
 from deeplake_loader.search.approximate import narrowed
 from deeplake_loader.search.candidates import Candidates, Part
 from deeplake_loader.types import VectorIndex
@@ -507,3 +508,18 @@ def test_wrong_efforts_are_refused(db: deeplake.Database, options: dict[str, Any
     fill(db, 10)
     with pytest.raises(InputError, match=r"nprobe|recall"):
         db.search("t", "v", QUERIES[0], **options)
+
+
+def test_real_embeddings_with_duplicates_reach_the_recall_that_was_aimed_at(
+    db: deeplake.Database, sample_data: Path
+) -> None:
+    file = sample_data / "embeddings" / "prompts_minilm_l6_v2_384.npy"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    points = np.load(file)
+    db.execute(f"CREATE TABLE p (id BIGINT PRIMARY KEY, v VECTOR({points.shape[1]}))")
+    db.insert("p", {"v": points})
+    assert db.create_index("p", "v", lists=60) == 1
+    reports = [measure(db, "p", "v", queries=25, recall=aim) for aim in (0.8, 0.95)]
+    assert reports[0].recall > 0.7 and reports[1].recall > 0.85
+    assert reports[0].examined < reports[1].examined < len(points)
