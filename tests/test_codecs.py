@@ -458,6 +458,14 @@ def test_samples_become_wav_or_flac_and_come_back():
         encode(parse("AUDIO(sample_rate=16000)"), sound.astype("f8"), where=WHERE)
 
 
+@pytest.mark.parametrize("channels", [1, 6, 7, 8, 9, 33, 64])
+def test_every_number_of_channels_comes_back_in_order(channels):
+    sound = (np.arange(channels)[:, None] * 400 + np.arange(3000) % 300).astype("i2")
+    stored = encode(parse("AUDIO(sample_rate=48000)"), sound, where=WHERE)
+    back, rate = audio.decode_samples(stored.data)
+    assert rate == 48000 and np.array_equal(back * 32768, sound)
+
+
 # sources, facts, batches
 
 

@@ -154,7 +154,7 @@ def decode_samples(
     from av.audio.resampler import AudioResampler
 
     layout = {None: None, 1: "mono", 2: "stereo"}[channels]
-    resampler, parts, rate, found = AudioResampler(format="fltp", layout=layout, rate=sample_rate), [], 0, 0
+    resampler, parts, rate, found = AudioResampler(format="flt", layout=layout, rate=sample_rate), [], 0, 0
     deadline, seconds, size = Deadline(timeout_s), 0.0, 0
     with open_container(data) as container:
         for frame in container.decode(audio_stream(container)):
@@ -165,15 +165,22 @@ def decode_samples(
             size += _size_of(frame, sample_rate, channels)
             if size > MAX_DECODED_BYTES:
                 raise BadMedia(f"the sound is more than {MAX_DECODED_BYTES} bytes of samples")
-            parts += [part.to_ndarray() for part in resampler.resample(frame)]
+            parts += [_samples(part) for part in resampler.resample(frame)]
             seconds += frame.samples / rate
             if until_s is not None and seconds > until_s + _RESAMPLER_TAIL_S:
                 break
         if parts:
-            parts += [part.to_ndarray() for part in resampler.resample(None)]
+            parts += [_samples(part) for part in resampler.resample(None)]
     if not parts:
         raise BadMedia("no sound can be decoded from the file")
     return np.concatenate(parts, axis=1, dtype=np.float32), sample_rate or rate
+
+
+def _samples(frame: Any) -> Array:
+    """(channels, samples). Frames whose samples of all channels are interleaved are asked for, because PyAV 18 reads
+    past the end of the list of planes where there are eight or more."""
+    samples: Array = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).T
+    return samples
 
 
 def _size_of(frame: Any, sample_rate: int | None, channels: int | None) -> int:
