@@ -101,7 +101,13 @@ setup(
         "tqdm>=4.66",
         "click>=8.1",
     ],
-    entry_points={"console_scripts": ["deeplake-loader = deeplake_loader.cli:main"]},
+    entry_points={
+        "console_scripts": ["deeplake-loader = deeplake_loader.cli:main"],
+        "sqlalchemy.dialects": [
+            "deeplake = deeplake_loader.sqlalchemy.dialect:DeeplakeDialect",
+            "deeplake.deeplake = deeplake_loader.sqlalchemy.dialect:DeeplakeDialect",
+        ],
+    },
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.4,<3"],
         "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],

@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from sqlalchemy import Engine
 
     from deeplake_loader.codecs import MediaInfo
     from deeplake_loader.columnar import ColumnarRows
+    from deeplake_loader.inspection import Description
     from deeplake_loader.stream import Stream
 
 T = TypeVar("T")
@@ -141,6 +143,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
         self._begin_searching(self._writer)
         self._plans = _Plans()
+        self._engines: dict[str, Engine] = {}
         catalog.participants.append(self._plans)
         catalog.add_hook(self._vectors.register)
         self._begin_merging(self)
@@ -225,6 +228,35 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
     def tables(self) -> Mapping[str, Table]:
         """The tables' definitions by name."""
         return self._catalog.tables()
+
+    @property
+    def engine(self) -> Engine:
+        """A SQLAlchemy engine on this store and branch, for pandas, ORMs and whatever else takes one.
+
+        Its connections are its own: they see what this handle has committed, and wait for a transaction that it holds
+        open. `close` disposes of them. A handle at a point in history has none.
+
+        >>> pandas.read_sql("SELECT prompt, steps FROM generations", db.engine)     # doctest: +SKIP
+        """
+        from sqlalchemy import URL, create_engine
+        from sqlalchemy.dialects import registry
+
+        if self._views.fixed:
+            raise InputError("a handle at a point in history has no engine; make a branch there and connect to it")
+        branch = self.current_branch
+        if branch not in self._engines:
+            registry.register("deeplake", "deeplake_loader.sqlalchemy.dialect", "DeeplakeDialect")
+            options = {"branch": branch, "timeout_s": str(self._catalog.timeout_s)}
+            options |= {"read_only": "true"} if self._catalog.read_only else {}
+            self._engines[branch] = create_engine(URL.create("deeplake", database=self.root, query=options))
+        return self._engines[branch]
+
+    def describe(self, table: str) -> Description:
+        """What a table is made of beside its columns: defaults, keys, constraints and indexes with their names."""
+        from deeplake_loader.inspection import describe
+
+        with self._catalog.snapshot():
+            return describe(self._catalog, self._table(table), self._indexes.all())
 
     def _plan(self, sql: str) -> Plan:
         if self._views.on_main:
@@ -491,6 +523,8 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
 
     def close(self) -> None:
         """Give files and locks back; an open transaction is rolled back. Closing twice does nothing."""
+        while self._engines:
+            self._engines.popitem()[1].dispose()
         with self._catalog.exclusive():  # another thread's transaction may be at its commit: its files must stay
             self._shards.close()
             self._end_searching()

@@ -246,7 +246,7 @@ def _declare(column: StoredColumn) -> str:
     if column.collation != "BINARY":
         parts.append(f"COLLATE {column.collation}")
     if column.default is not None and _is_constant(column.default):
-        parts.append(f"DEFAULT {column.default}")
+        parts.append(f"DEFAULT ({column.default})")
     return " ".join(parts)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from deeplake_loader.types import quote_identifier
 
@@ -50,6 +52,76 @@ def deferred_columns(sql: str) -> set[tuple[str, ...]]:
             end = part.index(_Token(")")) if start else 1
             found.add(tuple(_unquoted(token).lower() for token in part[start:end] if token != ","))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """One constraint of a CREATE TABLE: its name if it has one, its columns; ``text``, the condition of a CHECK or the
+    expression of a generated column."""
+
+    kind: Literal["primary", "unique", "foreign", "check", "generated"]
+    name: str | None
+    columns: tuple[str, ...]
+    text: str = ""
+
+
+def constraints(sql: str) -> list[Constraint]:
+    """The constraints of a CREATE TABLE, those of its columns included.
+
+    >>> constraints("CREATE TABLE t (a INT UNIQUE, CONSTRAINT small CHECK (a < 3), FOREIGN KEY (a) REFERENCES p)")[1]
+    Constraint(kind='check', name='small', columns=(), text='a < 3')
+    """
+    tokens = list(_tokens(sql))
+    parts, _ = _definitions(tokens, tokens.index(_Token("(")))
+    return [found for part in parts for found in _constraints(part)]
+
+
+def index_terms(sql: str) -> tuple[list[str], str | None]:
+    """The terms of a CREATE INDEX, and its condition if it has one.
+
+    >>> index_terms("CREATE INDEX i ON t (lower(a), b DESC) WHERE b > 0")
+    (['lower(a)', 'b DESC'], 'b > 0')
+    """
+    tokens = list(_tokens(sql))
+    parts, end = _definitions(tokens, tokens.index(_Token("(")))
+    rest = tokens[end + 1 :]
+    return list(map(_joined, parts)), _joined(rest[1:]) if rest else None
+
+
+_KINDS: dict[str, Literal["primary", "unique", "foreign", "check", "generated"]] = {
+    "PRIMARY": "primary", "UNIQUE": "unique", "FOREIGN": "foreign", "REFERENCES": "foreign", "CHECK": "check",
+    "AS": "generated",
+}  # fmt: skip
+
+
+def _constraints(part: list[_Token]) -> Iterator[Constraint]:
+    """Those of one definition: a column's, or the one of the whole table that it is."""
+    words = [token.upper() for token in part]
+    whole = words[0] in ("CONSTRAINT", "PRIMARY", "UNIQUE", "FOREIGN", "CHECK")
+    column = () if whole else (_unquoted(part[0]),)
+    depth = 0
+    for at, word in enumerate(words):
+        depth += (word == "(") - (word == ")")
+        kind = _KINDS.get(word)
+        if kind is None or depth or (whole and word == "REFERENCES"):
+            continue
+        name = _unquoted(part[at - 1]) if at > 1 and words[at - 2] == "CONSTRAINT" else None
+        inside = _inside(part, at) if whole or kind in ("check", "generated") else []
+        if kind in ("check", "generated"):
+            yield Constraint(kind, name, column, _joined(inside))
+        else:
+            yield Constraint(kind, name, column or tuple(_unquoted(token) for token in inside if token != ","))
+
+
+def _inside(part: list[_Token], at: int) -> list[_Token]:
+    """What stands in the parentheses behind a word."""
+    start = part.index(_Token("("), at)
+    depth = 0
+    for end in range(start, len(part)):
+        depth += (part[end] == "(") - (part[end] == ")")
+        if depth == 0:
+            return part[start + 1 : end]
+    return part[start + 1 :]
 
 
 def _unquoted(token: str) -> str:

@@ -63,6 +63,8 @@ RANKS = {
     "lightning": 10,
     "nodes": 10,
     "dbapi": 10,
+    "sqlalchemy": 11,
+    "inspection": 5,
     "cli": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}

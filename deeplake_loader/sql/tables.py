@@ -6,7 +6,9 @@ in any SQLite tool, so it may use SQLite's own functions only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 
 from deeplake_loader.sql import tree
 from deeplake_loader.sql.casts import CONSTANT, assign
@@ -31,6 +33,9 @@ DEFAULT_UUID = (
     "substr('89ab', 1 + (abs(random()) % 4), 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
 )
 
+ADDED_KEY = f"{RESERVED_PREFIX}added_key"
+"""The constraint's name by which a key is known that the table was given because it had none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -52,20 +57,24 @@ class TableCompiler:
         self._free(node.name)
         keys = self._key(node)
         columns = [self._column(column, keys) for column in node.columns]
-        numbered = not keys
-        if numbered:
-            if any(column.name == "id" for column in columns):
-                self.context.fail("the table has no primary key and a column id; write id BIGINT PRIMARY KEY", node.pos)
-            columns.insert(0, Column("id", ColumnType("BIGINT"), False))
-            keys = ("id",)
+        numbered = None if keys else self._free_key(columns)
+        if numbered is not None:
+            columns.insert(0, Column(numbered, ColumnType("BIGINT"), False))
+            keys = (numbered,)
         table = Table(node.name.text, tuple(columns), keys)
         self._distinct_names(node)
         auto = self._counts(node, table)
-        parts = ["id INTEGER PRIMARY KEY AUTOINCREMENT"] if numbered else []
+        parts = [f"{numbered} INTEGER CONSTRAINT {ADDED_KEY} PRIMARY KEY AUTOINCREMENT"] if numbered else []
         parts += [self._column_text(table, column, auto) for column in node.columns]
         parts += [text for c in node.constraints if (text := self._constraint(table, c, auto))]
         missing = "IF NOT EXISTS " if node.missing_ok else ""
         return Definition(f"CREATE TABLE {missing}{identifier(table.name)} ({', '.join(parts)})", table.name, table)
+
+    def _free_key(self, columns: Sequence[Column]) -> str:
+        """The name of the key of a table that was given none."""
+        taken = {column.name.lower() for column in columns}
+        names = chain(("id", "row_id"), (f"row_id_{i}" for i in count(2)))
+        return next(name for name in names if name not in taken)
 
     def _free(self, name: Name) -> None:
         if name.text.lower().startswith((RESERVED_PREFIX, "sqlite_")):

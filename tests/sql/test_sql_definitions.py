@@ -44,7 +44,8 @@ def test_the_page_example_becomes_a_plain_table() -> None:
 @pytest.mark.parametrize(
     ("sql", "start"),
     [
-        ("CREATE TABLE t (a TEXT)", "id INTEGER PRIMARY KEY AUTOINCREMENT, a TEXT"),
+        ("CREATE TABLE t (a TEXT)", "id INTEGER CONSTRAINT _dl_added_key PRIMARY KEY AUTOINCREMENT, a TEXT"),
+        ("CREATE TABLE t (id INT)", "row_id INTEGER CONSTRAINT _dl_added_key PRIMARY KEY AUTOINCREMENT, id INTEGER"),
         ("CREATE TABLE t (id SERIAL PRIMARY KEY)", "id INTEGER PRIMARY KEY AUTOINCREMENT"),
         ("CREATE TABLE t (k INT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, b BIGSERIAL)", None),
         ("CREATE TABLE t (k INTEGER, v TEXT, PRIMARY KEY (k))", "k INTEGER PRIMARY KEY AUTOINCREMENT, v TEXT"),
@@ -144,7 +145,6 @@ def test_alter_table_gives_the_table_as_it_is_afterwards() -> None:
         "CREATE TABLE sqlite_x (a INT)",
         "CREATE TABLE t (a INT, A TEXT)",
         "CREATE TABLE t (rowid INT)",
-        "CREATE TABLE t (id INT)",
         "CREATE TABLE t (a INT[])",
         "CREATE TABLE t (a INTERVAL)",
         "CREATE TABLE t (a CHAR(3))",
