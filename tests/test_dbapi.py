@@ -248,6 +248,30 @@ def test_arrow_tables_hold_the_rows_that_no_fetch_returned(connection: dbapi.Con
     assert cursor.fetchall() == []
 
 
+def test_arrow_reads_stored_values_as_python_does(connection: dbapi.Connection) -> None:
+    run = connection.cursor().execute
+    run("CREATE TABLE times (id BIGINT PRIMARY KEY, b BOOLEAN, at TIMESTAMP, z TIMESTAMPTZ, d DATE, t TIME)")
+    first = [True, dt.datetime(2026, 1, 2, 3, 4, 5, 250_000), dt.datetime(1900, 1, 1, tzinfo=dt.UTC)]
+    last = [False, dt.datetime(1, 1, 1), dt.datetime(2026, 7, 1, 12, tzinfo=dt.UTC), dt.date(1, 1, 1), dt.time()]
+    given = [[*first, dt.date(9999, 12, 31), dt.time(1, 2, 3)], [None] * 5, last]
+    connection.cursor().executemany("INSERT INTO times (b, at, z, d, t) VALUES (%s, %s, %s, %s, %s)", given)
+    rows = run("SELECT b, at, z, d, t FROM times ORDER BY id").fetchall()
+    table = run("SELECT b, at, z, d, t FROM times ORDER BY id").fetch_arrow_table()
+    assert [str(field.type) for field in table.schema] == [
+        "bool", "timestamp[us]", "timestamp[us, tz=UTC]", "date32[day]", "time64[us]",
+    ]  # fmt: skip
+    assert [tuple(row.values()) for row in table.to_pylist()] == [tuple(row) for row in rows]
+
+
+def test_arrow_takes_what_another_tool_wrote_in_another_form(connection: dbapi.Connection, tmp_path: Path) -> None:
+    connection.cursor().execute("CREATE TABLE times (id BIGINT PRIMARY KEY, at TIMESTAMP)")
+    connection.commit()
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as plain:
+        plain.execute("INSERT INTO times (at) VALUES ('2026-01-02')")
+    cursor = connection.cursor().execute("SELECT at FROM times")
+    assert cursor.fetch_arrow_table().to_pydict() == {"at": [dt.datetime(2026, 1, 2)]}
+
+
 # -- errors --------------------------------------------------------------------------------------------------------
 
 
