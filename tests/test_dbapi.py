@@ -309,6 +309,21 @@ def test_every_error_of_the_package_has_a_counterpart() -> None:
     assert len(seen) > 15
 
 
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT * FROM _dl_commits", "SELECT * FROM sqlite_master", "UPDATE _dl_head SET bulk = 1", "DROP TABLE _dl_meta",
+     "PRAGMA journal_mode", "ATTACH 'other' AS o", "SELECT load_extension('x')",
+     "SELECT * FROM pragma_table_info('notes')",
+     "VACUUM INTO 'copy'", "SELECT writefile('x', 'y')", "CREATE TRIGGER t AFTER INSERT ON notes BEGIN SELECT 1; END",
+     "SELECT 1; DROP TABLE notes", "CREATE TABLE _dl_mine (a INT)"],
+)  # fmt: skip
+def test_the_stores_own_tables_and_sqlites_levers_are_out_of_reach(connection: dbapi.Connection, sql: str) -> None:
+    with pytest.raises(dbapi.ProgrammingError if "_dl_" in sql else dbapi.DatabaseError) as caught:
+        connection.cursor().execute(sql)
+    assert isinstance(caught.value, errors.SQLError) and not connection.in_transaction
+    assert texts(connection) == []
+
+
 def test_a_constraint_says_what_it_is_on(connection: dbapi.Connection) -> None:
     add(connection, "x")
     with pytest.raises(errors.ConstraintError) as caught:
