@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import code
+import inspect
 import os
+import pkgutil
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +20,8 @@ import pytest
 from test_layers import RANKS
 
 import deeplake_loader as deeplake
-from deeplake_loader import catalog_file, matrices, shards, types, vectors
+from deeplake_loader import catalog_file, cli, matrices, shards, types, vectors
+from deeplake_loader.stream import build_stream
 
 ROOT = Path(__file__).resolve().parents[1]
 README, ARCHITECTURE, CHANGELOG = (ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CHANGELOG"))
@@ -25,21 +29,39 @@ MAKEFILE = ROOT / "Makefile"
 
 
 class Prompt(code.InteractiveConsole):
-    """A Python prompt that text is pasted into; an error is kept, where a real one would only show it."""
+    """A Python prompt that text is pasted into; an error is kept, where a real one would only show it.
+
+    ``found`` and ``promised``: what a line gave, and what its comment says, where that is a value (``# (6, 7)``).
+    """
 
     def __init__(self) -> None:
         super().__init__({"__name__": "__main__"})
         self.errors: list[str] = []
+        self.found: dict[str, str] = {}
+        self.promised: dict[str, str] = {}
+        self._line = ""
 
     def write(self, data: str) -> None:
         self.errors.append(data)
 
     def paste(self, text: str) -> None:
-        waiting = False
-        for line in (*text.splitlines(), ""):
-            waiting = self.push(line)
+        waiting, hook = False, sys.displayhook
+        sys.displayhook = self._show
+        try:
+            for line in (*text.splitlines(), ""):
+                if comment := re.search(r"\S  # ([\d(\[].*)$", line):
+                    self.promised[line] = comment[1]
+                self._line = line or self._line
+                waiting = self.push(line)
+        finally:
+            sys.displayhook = hook
         assert not waiting, "the block ends in the middle of a statement"
         assert not self.errors, "".join(self.errors)
+
+    def _show(self, value: object) -> None:
+        if value is not None:
+            self.found[self._line] = repr(value)
+            sys.stdout.write(f"{value!r}\n")
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -73,6 +95,9 @@ def test_the_readmes_code_can_be_pasted_into_a_prompt(
     assert str(names["rows"][0].frames.info.num_frames) in shown and "torch.Size([16, 3, 64, 96])" in shown
     assert set(names["sample"]) >= {"__key__", "frames.mp4", "json"}
     assert names["matrix"].shape[1] == 768
+    assert len(prompt.promised) > 12
+    for line, said in prompt.promised.items():
+        assert re.match(re.escape(prompt.found.get(line, "nothing")) + r"(\W|$)", said), line
     assert Path(names["db"].root) == tmp_path / "my-org" / "video-pipeline"
     prompt.paste(blocks(README, "python")[0])  # a second time, over the store of the first
     names["db"].close()
@@ -106,6 +131,27 @@ def test_every_command_that_is_named_exists(path: Path) -> None:
 def test_the_readme_names_the_extras_that_there_are() -> None:
     rows = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == set(keyword("extras_require"))
+
+
+def test_every_call_that_the_readme_names_exists() -> None:
+    text = " ".join(inline(README))
+    for owner, word in ((deeplake.Database, "db"), (deeplake.Stream, "stream"), (deeplake, "deeplake")):
+        named = set(re.findall(rf"(?<![\w.]){word}\.(\w+)", text))
+        assert named and not {name for name in named if not hasattr(owner, name)}
+    for dotted in set(re.findall(r"(?<![\w.])(deeplake_loader(?:\.\w+)+)", text)):
+        assert pkgutil.resolve_name(dotted) is not None
+    verbs = (deeplake.Database.search, deeplake.Database.insert, deeplake.Stream.take, deeplake.Stream.sample)
+    known = {name for taker in (build_stream, *verbs) for name in inspect.signature(taker).parameters}
+    assert {name for part in inline(README) for name in re.findall(r"(?:^|, |\()(\w+)=(?!=)", part)} <= known
+
+
+def test_every_command_line_that_the_readme_shows_can_be_called() -> None:
+    shown = re.findall(r"^\$ deeplake-loader (.+)$", "".join(blocks(README, "console")), re.MULTILINE)
+    assert shown
+    for line in shown:
+        name, *words = shlex.split(line)
+        command = cli.program.commands[name]
+        command.make_context(name, words)  # parsed, not run
 
 
 def test_every_file_that_is_named_or_linked_exists() -> None:
