@@ -2,7 +2,8 @@
 
 A sealed file is a plain version 1.0 .npy: a header of 128 bytes, then the rows, little-endian, C order, so row 0 lies
 at a 64-byte multiple and ``numpy.load`` reads it. Its checksums are crc32c of every 1 MB of the file, header included.
-Reading maps the file and verifies a block the first time that a process touches it.
+Reading maps the file and verifies a block the first time that a process touches it; what was verified is kept beyond
+the map, by the identity of the file.
 
 Writing overlaps four things: one thread computes block checksums and hands bytes to the system, one pushes them to the
 disk, and one reads them back for the sha256 (the slowest of the three at 1.8 GB/s a core), while the caller goes on
@@ -13,19 +14,25 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from deeplake_loader import kernels
 from deeplake_loader.behind import Behind
 from deeplake_loader.errors import CorruptionError, DeeplakeError
 from deeplake_loader.store import file_errors, read_at, sync_folder, write_at
 from deeplake_loader.types import ColumnType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 1 << 20
 """Bytes per checksum."""
@@ -36,6 +43,9 @@ HEADER = 128
 _PIECE = 8 * BLOCK  # one write; small enough that checksum and copy find the bytes in the cache
 _SYNC = 32 * BLOCK  # a sync per this many bytes keeps the disk busy while the rest is written
 _THREADED = 8  # blocks from which verifying on two threads pays for starting one (60 us)
+
+_KNOWN = 4096  # files whose verified blocks are remembered, a byte for each
+_SETTLED_NS = 100_000_000  # a file changed within this may change again without a new time: clocks tick every 1 to 10 ms
 
 _INTACT = 0x48674BC7  # the crc32c of any bytes followed by their own
 
@@ -87,6 +97,9 @@ class Matrix(Protocol):
     def verify(self, rows: Sequence[int]) -> None:
         """Raises CorruptionError unless the bytes of these rows, in ascending order, are what was written."""
 
+    def verify_array(self, rows: Array) -> None:
+        """The same for an int64 array of rows in any order, without a step per row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tail:
@@ -105,6 +118,9 @@ class Tail:
 
     def verify(self, rows: Sequence[int]) -> None:
         """Nothing to do: each run was verified when it left the catalog."""
+
+    def verify_array(self, rows: Array) -> None:
+        """Nothing to do."""
 
 
 def pack_run(data: memoryview) -> bytes:
@@ -141,15 +157,16 @@ class Sealed:
         with file_errors("open the vectors", path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self._check_size(os.fstat(fd).st_size - behind)
+                found = os.fstat(fd)
+                self._check_size(found.st_size - behind)
                 self._map = mmap.mmap(fd, layout.size(count), prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
         if self._map[:HEADER] != layout.header(count):
             raise CorruptionError(f"{url}: the header is not that of {count} rows of {layout.dimension} {layout.dtype}")
         self.view = memoryview(self._map)[HEADER:]
-        self._verified = bytearray(len(checks) // 4)
-        self._unverified = len(self._verified)
+        self._verified = _verified_blocks(found, checks)
+        self._unverified = self._verified.count(0)
 
     def _check_size(self, size: int) -> None:
         expected, blocks = self.layout.size(self.count), len(self._checks) // 4
@@ -165,6 +182,20 @@ class Sealed:
         if self._unverified:
             self._verify_blocks([b for b in self._blocks(rows) if not self._verified[b]])
 
+    def verify_array(self, rows: Array) -> None:
+        stride = self.layout.stride
+        if not self._unverified:
+            return
+        if stride > BLOCK:
+            self.verify(sorted(rows.tolist()))
+            return
+        import numpy as np
+
+        begins = rows * stride + HEADER
+        blocks = np.concatenate((begins, begins + (stride - 1))) // BLOCK
+        fresh = ~np.frombuffer(self._verified, np.bool_).take(blocks)
+        self._verify_blocks(np.unique(blocks[fresh]).tolist())
+
     def _blocks(self, rows: Sequence[int]) -> Iterable[int]:
         """The blocks that ascending rows touch, each once: one bisection per block, not one step per row."""
         stride, position, done = self.layout.stride, 0, -1
@@ -177,12 +208,12 @@ class Sealed:
             position = bisect_left(rows, beyond, position + 1)
 
     def _verify_blocks(self, blocks: list[int]) -> None:
-        half = len(blocks) // 2 if len(blocks) >= _THREADED else 0
-        helper = Thread(target=self._compare, args=(blocks[:half],), daemon=True)
-        if half:
+        if len(blocks) < _THREADED:
+            self._compare(blocks)
+        else:
+            helper = Thread(target=self._compare, args=(blocks[: len(blocks) // 2],), daemon=True)
             helper.start()
-        self._compare(blocks[half:])
-        if half:
+            self._compare(blocks[len(blocks) // 2 :])
             helper.join()
         bad = next((b for b in blocks if not self._verified[b]), None)
         if bad is not None:
@@ -209,6 +240,19 @@ class Sealed:
             f"{self.url}: block {block} (bytes {start} to {stop}, rows {first} to {last}) has crc32c {found:08x}, "
             f"written as {expected:08x}; put the original file back"
         )
+
+
+_known: dict[tuple[int | bytes, ...], bytearray] = {}
+
+
+def _verified_blocks(found: os.stat_result, checks: bytes) -> bytearray:
+    """One flag per block, shared by all maps of this process of the unchanged file: a stream maps it in every epoch."""
+    if time.time_ns() - found.st_ctime_ns < _SETTLED_NS:
+        return bytearray(len(checks) // 4)
+    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, checks
+    if len(_known) >= _KNOWN:
+        _known.clear()
+    return _known.setdefault(identity, bytearray(len(checks) // 4))  # one step: a lock could be held over a fork
 
 
 def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:

@@ -22,7 +22,7 @@ from deeplake_loader.errors import InputError
 if TYPE_CHECKING:
     from array import array
 
-ABI = 3
+ABI = 4
 """Raised with every change of the C functions, so that a library built from older sources is set aside, not called."""
 
 LEVELS = ("portable", "avx2", "avx512")

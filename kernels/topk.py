@@ -8,6 +8,7 @@ result is exactly that of scoring and sorting everything, whatever the scan's ow
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +39,7 @@ def topk(
     rows: Buffer | None = None,
     bitmap: Buffer | None = None,
     scale: NDArray[np.float32] | None = None,
+    thresholds: NDArray[np.float64] | None = None,
     threads: int = 2,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The row numbers (q, k) int64 and scores (q, k) float64 of the ``k`` best rows for each query, best first.
@@ -46,7 +48,9 @@ def topk(
     contiguous, rows any stride apart, at any address; a memory map will do. ``queries``: (q, d) or (d,) float32.
     ``metric``: "cosine" and "inner" (largest first), "l2" (smallest first). ``rows``: int64 numbers of the rows to
     search, in any order, repeats counted once; ``bitmap``: uint8, bit i % 8 of byte i // 8 stands for row i. Neither:
-    all rows. ``threads``: at most that many, the caller's included.
+    all rows. ``thresholds``: (q,) float64, the least score of interest to each query (l2: the largest), NaN where all
+    are: rows that miss it may be left out, which spares a scan of one of several matrices what it would find first.
+    ``threads``: at most that many, the caller's included.
 
     The scores are those of ``scores`` to the last bit (bfloat16 and int8: of the rows as float32, int8 times its
     row's scale). Equal scores: the lowest row first. Rows and queries that hold NaN or infinity, or are all zero under
@@ -62,7 +66,7 @@ def topk(
     import numpy as np
 
     wanted = np.ascontiguousarray(np.atleast_2d(queries))
-    _check_arrays(matrix, wanted, scale)
+    _check_arrays(matrix, wanted, scale, thresholds)
     _check_choice(k, len(wanted), metric, rows, bitmap, len(matrix))
     numbers = np.full((len(wanted), k), -1, np.int64)
     best = np.full((len(wanted), k), np.nan)
@@ -72,10 +76,11 @@ def topk(
             numbers[i, : len(found)], best[i, : len(scores)] = found, scores
         return numbers, best
     scales = None if scale is None else np.ascontiguousarray(scale)
+    least = None if thresholds is None else np.ascontiguousarray(thresholds)
     search = _Search(
         matrix.ctypes.data, *matrix.shape, matrix.strides[0], None if scales is None else scales.ctypes.data,
-        wanted.ctypes.data, len(wanted), k, None, 0, None, -1.0, _TYPES.index(type_of(matrix)), METRICS[metric],
-        threads,
+        wanted.ctypes.data, len(wanted), k, None, 0, None, -1.0, None if least is None else least.ctypes.data,
+        _TYPES.index(type_of(matrix)), METRICS[metric], threads,
     )  # fmt: skip
     _run("dl_topk", search, rows, bitmap, numbers.ctypes.data, best.ctypes.data)
     return numbers, best
@@ -91,6 +96,7 @@ def reaching(
     k: int,
     *,
     slack: float = 0.0,
+    threshold: float | None = None,
     rows: Buffer | None = None,
     bitmap: Buffer | None = None,
     threads: int = 2,
@@ -98,8 +104,9 @@ def reaching(
     """Every row whose score reaches the ``k``-th best score, or misses it by ``slack`` at most; best first.
 
     Returns row numbers (int64) and their float64 scores, ties by the lowest row: all scored rows where there are not
-    ``k`` of them. The other arguments are those of ``scores`` and ``topk``. This is ``topk`` for one query without
-    numpy, and without a choice among equals: SQL goes on from here with the other terms of its ORDER BY.
+    ``k`` of them. Rows that miss ``threshold`` by more than ``slack`` may be left out, too. The other arguments are
+    those of ``scores`` and ``topk``. This is ``topk`` for one query without numpy, and without a choice among equals:
+    SQL goes on from here with the other terms of its ORDER BY.
 
     >>> from array import array
     >>> rows, scores = reaching(array("f", [3, 1, 3, 2]), 4, 1, "float32", array("f", [1]), "inner", 1)
@@ -113,11 +120,11 @@ def reaching(
     library = choice().library
     if library is None:
         return fallback.reaching(matrix, count, dimension, dtype, query, metric, k, slack, rows, bitmap)
-    code = _TYPES.index(dtype)
+    code, least = _TYPES.index(dtype), ctypes.c_double(math.nan if threshold is None else threshold)
     with Pin("matrix", matrix) as m, Pin("query", query) as q:
         search = _Search(
             m.address, count, dimension, dimension * (4 if dtype == "float32" else 2), None, q.address, 1, k, None, 0,
-            None, slack, code, METRICS[metric], threads,
+            None, slack, ctypes.addressof(least), code, METRICS[metric], threads,
         )  # fmt: skip
         return _reaching(library, search, rows, bitmap)
 
@@ -144,8 +151,8 @@ class _Search(ctypes.Structure):
         ("matrix", ctypes.c_void_p), ("count", ctypes.c_int64), ("dimension", ctypes.c_int64),
         ("stride", ctypes.c_int64), ("scale", ctypes.c_void_p), ("queries", ctypes.c_void_p),
         ("wanted", ctypes.c_int64), ("k", ctypes.c_int64), ("rows", ctypes.c_void_p), ("listed", ctypes.c_int64),
-        ("bitmap", ctypes.c_void_p), ("slack", ctypes.c_double), ("dtype", ctypes.c_int32),
-        ("metric", ctypes.c_int32), ("threads", ctypes.c_int32),
+        ("bitmap", ctypes.c_void_p), ("slack", ctypes.c_double), ("thresholds", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32), ("metric", ctypes.c_int32), ("threads", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -181,7 +188,9 @@ def topk_error(dimension: int, dtype: VectorType) -> float:
     return (4 * dimension + 64) * 2.0**-24 + halves + 2.0**-16
 
 
-def _check_arrays(matrix: NDArray[Any], queries: NDArray[Any], scale: NDArray[Any] | None) -> None:
+def _check_arrays(
+    matrix: NDArray[Any], queries: NDArray[Any], scale: NDArray[Any] | None, thresholds: NDArray[Any] | None
+) -> None:
     kind = type_of(matrix)
     if queries.dtype.str != "<f4":
         raise TypeMismatchError(f"queries are {queries.dtype}; expected float32")
@@ -191,6 +200,9 @@ def _check_arrays(matrix: NDArray[Any], queries: NDArray[Any], scale: NDArray[An
         raise InputError(f"the matrix is {kind} and scale is {'given' if scale is not None else None}; int8 needs one")
     if scale is not None and (scale.dtype.str != "<f4" or scale.shape != matrix.shape[:1]):
         raise DimensionError(f"scale is {scale.shape} {scale.dtype}; expected ({len(matrix)},) float32")
+    if thresholds is not None and (thresholds.dtype.str != "<f8" or thresholds.shape != queries.shape[:1]):
+        found = f"{thresholds.shape} {thresholds.dtype}"
+        raise DimensionError(f"thresholds are {found}; expected ({len(queries)},) float64")
 
 
 def type_of(matrix: NDArray[Any]) -> VectorType:

@@ -460,7 +460,8 @@ def test_a_copy_is_the_rows_in_float16_and_its_bounds_hold(copied: deeplake.Data
     for metric in METRICS:
         with np.errstate(invalid="ignore"):
             missed = np.abs(truth(held, query(), metric) - truth(exact, query(), metric))
-        assert np.nanmax(missed) <= copy.error(metric, query().tobytes()) < 0.1
+        fixed, by_length = copy.error(metric)
+        assert np.nanmax(missed) <= fixed + by_length * np.linalg.norm(query()) < 0.1
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -472,6 +473,26 @@ def test_searches_by_a_copy_are_exact(copied: deeplake.Database, model: Model, m
         model.check(some, q, 25, metric, lambda part: part < 700, tolerance=1e-6)
     assert copied._copies._open
     model.check(copied.search("g", "v", np.stack([query()] * 3), k=9, metric=metric)[2], query(), 9, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_files_with_copies_without_and_the_tail_are_searched_as_one(
+    copied: deeplake.Database, model: Model, metric: Any
+) -> None:
+    """Each file begins with what those before it found, by scores of different precision."""
+    for first, count in ((20_000, 9_000), (30_000, 8_500), (40_000, 30)):
+        rows = vectors(count, seed=first)
+        copied.insert("g", {"id": np.arange(first, first + count), "part": np.arange(count) % 1000, "v": rows})
+        model.put(first, rows)
+        copied.optimize(scan_copies=first == 20_000)
+    many = np.stack([query(seed) for seed in range(12)])
+    several = copied.search("g", "v", many, k=40, metric=metric)
+    assert len(copies_of(copied)) == 2
+    for q, batch in zip(many, several, strict=True):
+        alone = copied.search("g", "v", q, k=40, metric=metric)
+        model.check(alone, q, 40, metric, tolerance=1e-6)
+        assert [row.id for row in batch] == [row.id for row in alone]
+        assert batch.scores.tobytes() == alone.scores.tobytes()
 
 
 def test_a_copy_is_what_is_scanned(copied: deeplake.Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ file whose rows float16 cannot hold to 1 in 500 gets none.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 from collections.abc import Iterator
@@ -23,8 +22,6 @@ from deeplake_loader.errors import CorruptionError, NotFoundError
 from deeplake_loader.matrices import BLOCK, HEADER, Layout, Matrix, Sealed
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.scoring import Find, Metric
 
@@ -48,17 +45,15 @@ class Copy:
     absolute: float
     longest: float
 
-    def error(self, metric: Metric, query: Buffer) -> float:
-        """By how much the score of a copied row may miss that of the row itself: the angle between them for cosine,
-        their distance for l2, the distance times the query's length for the inner product; and what float64 rounds."""
-        floats = memoryview(query).cast("B").cast("f").tolist()
-        length = math.hypot(*floats)
-        rounding = 4 * kernels.score_error(len(floats))
+    def error(self, metric: Metric) -> tuple[float, float]:
+        """(a, b): the score of a copied row may miss that of the row itself by a + b |query|: the angle between the two
+        for cosine, their distance for l2, the distance times |query| for the inner product; and what float64 rounds."""
+        rounding = 4 * kernels.score_error(self.matrix.layout.dimension)
         if metric == "cosine":
-            return 1.01 * self.relative + rounding
+            return 1.01 * self.relative + rounding, 0.0
         if metric == "l2":
-            return 1.01 * self.absolute + rounding * (self.longest + length)
-        return 1.01 * self.absolute * length + rounding * self.longest * length
+            return 1.01 * self.absolute + rounding * self.longest, rounding
+        return 0.0, 1.01 * self.absolute + rounding * self.longest
 
 
 class Copies:

@@ -1,4 +1,5 @@
-"""The best of many candidate rows, exactly: file by file by the fastest way there is, then over all files.
+"""The best of many candidate rows, exactly: file by file by the fastest way there is, each beginning with the k-th best
+score of those before it.
 
 A file is scanned in its own bytes or, where there is one, in a copy of half the size. A score from the copy misses the
 exact one by at most ``Copy.error``. So every row that belongs to the best by its exact score reaches the k-th best
@@ -7,17 +8,17 @@ score from the copy less twice that error; those few rows are scored again from 
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, DimensionError
 from deeplake_loader.matrices import Matrix
 from deeplake_loader.search.candidates import Candidates, Part
-from deeplake_loader.types import ORDINAL_BITS
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,24 +72,27 @@ class Searcher:
         slack = _slack(metric, query)
         found, scores = array("q"), array("d")
         for part in candidates.parts:
-            rows, theirs = self._reaching(part, metric, towards, k, slack)
+            kth = kernels.kth_best(scores, k, metric != "l2")  # NaN at first: no threshold
+            rows, theirs = self._reaching(part, metric, towards, k, slack, kth)
             base = part.file << ORDINAL_BITS
             found.extend([base + row for row in rows])
             scores.extend(theirs)
         return _chosen(metric, found, scores, k, slack)
 
-    def _reaching(self, part: Part, metric: Metric, query: Buffer, k: int, slack: float) -> Rows:
-        """Rows of one file, among them all that reach its k-th best score less ``slack``."""
+    def _reaching(self, part: Part, metric: Metric, query: Buffer, k: int, slack: float, threshold: float) -> Rows:
+        """Rows of one file, among them all that reach its k-th best score, and ``threshold``, less ``slack``."""
         matrix = self._matrix(part, metric, query)
         copy = self._copy(part, matrix)
         if copy is not None and self._copies is not None:
             try:
-                rows, _ = _scan(copy.matrix, part, metric, query, k, slack + 2 * copy.error(metric, query))
+                fixed, by_length = copy.error(metric)
+                wide = slack + 2 * (fixed + by_length * math.hypot(*memoryview(query).cast("B").cast("f")))
+                rows, _ = _scan(copy.matrix, part, metric, query, k, wide, threshold)
                 return self._rescored(matrix, metric, query, rows)
             except CorruptionError:
                 _check(matrix, part)  # in the file itself it is an error
                 self._copies.drop(part.file, matrix)
-        return _scan(matrix, part, metric, query, k, slack)
+        return _scan(matrix, part, metric, query, k, slack, threshold)
 
     def _rescored(self, matrix: Matrix, metric: Metric, query: Buffer, rows: Sequence[int]) -> Rows:
         chosen = array("q", sorted(rows))
@@ -127,67 +131,96 @@ class Searcher:
         dimensions = {len(query) // 4 for query in queries}
         if len(dimensions) > 1:
             raise DimensionError(f"the queries of a batch have {dimensions} elements; give all of them the column's")
-        stacked = np.frombuffer(b"".join(queries), "<f4").reshape(len(queries), -1)
-        wanted = min(k + _SPARE, candidates.count)
-        bests = [self._best(part, metric, stacked, wanted, device) for part in candidates.parts]
-        found = np.concatenate([best.addresses for best in bests], axis=1)
-        merits = np.concatenate([best.merits for best in bests], axis=1)
+        best = _Best(metric, np.frombuffer(b"".join(queries), "<f4").reshape(len(queries), -1))
+        for part in candidates.parts:
+            self._take(best, part, min(k + _SPARE, candidates.count), device)
+        left, merits = best.left(), self._exact(best, k)
         edges = np.partition(merits, -k, axis=1)[:, -k] - _slack(metric, queries[0])
-        left = np.max([best.left for best in bests], axis=0)
         # no merit at the edge: too few scores. As good a row left out: ties, or a scan too coarse to tell
         return [
-            np.sort(found[i][merits[i] >= edges[i]]).tolist() if left[i] < edges[i]
+            np.sort(best.addresses[i][merits[i] >= edges[i]]).tolist() if left[i] < edges[i]
             else None if edges[i] == -np.inf and left[i] == -np.inf
             else self.winners(metric, candidates, query, k, metric != "l2")
             for i, query in enumerate(queries)
         ]  # fmt: skip
 
-    def _best(self, part: Part, metric: Metric, queries: np.ndarray, k: int, device: Device | None) -> _Best:
-        import numpy as np
-
-        matrix = self._matrix(part, metric, queries[0])
+    def _take(self, best: _Best, part: Part, wanted: int, device: Device | None) -> None:
+        """Lets one file's rows in among the ``wanted`` best of each query."""
+        matrix, metric, queries = self._matrix(part, best.metric, best.queries[0]), best.metric, best.queries
         if device is not None:
-            return _Best.of(part, metric, *device.best(part.file, matrix, part, queries, k, metric))
+            return best.add(part, wanted, *device.best(part.file, matrix, part, queries, wanted, metric))
         copy = self._copy(part, matrix)
         if copy is not None and self._copies is not None:
             try:
-                rows, scores = _scan_batch(copy.matrix, part, metric, queries, k)
-                errors = np.array([copy.error(metric, query) for query in queries])
-                return self._exact(part, matrix, metric, queries, rows, _merits(metric, scores[:, -1]) + errors)
+                found = _scan_batch(copy.matrix, part, metric, queries, wanted, best.thresholds())
+                best.allow(*copy.error(metric), part.file)
+                return best.add(part, wanted, *found)
             except CorruptionError:
                 _check(matrix, part)
                 self._copies.drop(part.file, matrix)
-        rows, scores = _scan_batch(matrix, part, metric, queries, k)
-        return _Best.of(part, metric, rows, scores)
+        return best.add(part, wanted, *_scan_batch(matrix, part, metric, queries, wanted, best.thresholds()))
 
-    def _exact(
-        self, part: Part, matrix: Matrix, metric: Metric, queries: np.ndarray, rows: np.ndarray, left: np.ndarray
-    ) -> _Best:
-        """The exact scores of the rows that an inexact scan found."""
+    def _exact(self, best: _Best, k: int) -> np.ndarray:
+        """The merits from the files themselves, of the rows that may be among the ``k`` best; -inf of the others."""
         import numpy as np
 
-        scores = np.full(rows.shape, np.nan)
-        rows = np.sort(rows, axis=1)
-        for i, query in enumerate(queries):
-            held = rows[i] >= 0
-            scores[i, held] = self._rescored(matrix, metric, query, rows[i, held].tolist())[1]
-        return _Best((part.file << ORDINAL_BITS) + rows, _merits(metric, scores), left)
+        kth = best.merits[:, min(k, best.merits.shape[1]) - 1]
+        least = kth - 2 * best.errors - _slack(best.metric, best.queries[0])
+        merits = np.where(best.merits >= least[:, None], best.merits, -np.inf)
+        files, rows = best.addresses >> ORDINAL_BITS, best.addresses & MAX_ORDINAL
+        for file in best.copied:
+            matrix = self._find(file, 0)
+            for i in np.flatnonzero(((files == file) & (merits > -np.inf)).any(axis=1)):
+                held = (files[i] == file) & (merits[i] > -np.inf)
+                places = np.flatnonzero(held)[np.argsort(rows[i, held])]
+                _, scores = self._rescored(matrix, best.metric, best.queries[i], rows[i, places].tolist())
+                merits[i, places] = _merits(best.metric, np.array(scores))
+        return merits
 
 
-@dataclass(frozen=True, slots=True)
 class _Best:
-    """For each query the ``addresses`` (q, k) of rows of one file, their exact ``merits`` (larger is better, -inf where
-    there is no score), and the most merit that any other row of the file may have, ``left`` (q,)."""
+    """The best rows of each query so far, best first: their ``addresses`` and ``merits`` (larger is better, -inf where
+    there is no score), both (q, n). Merits of rows from the files ``copied`` may be off by ``errors`` (q,)."""
 
-    addresses: np.ndarray
-    merits: np.ndarray
-    left: np.ndarray
+    __slots__ = ("addresses", "copied", "errors", "lengths", "merits", "metric", "queries")
 
-    @classmethod
-    def of(cls, part: Part, metric: Metric, rows: np.ndarray, scores: np.ndarray) -> _Best:
-        """Of a scan whose scores are exact."""
-        merits = _merits(metric, scores)
-        return cls((part.file << ORDINAL_BITS) + rows, merits, merits[:, -1])
+    def __init__(self, metric: Metric, queries: np.ndarray) -> None:
+        import numpy as np
+
+        self.metric, self.queries, self.copied = metric, queries, list[int]()
+        self.addresses, self.merits = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
+        self.errors, self.lengths = np.zeros(len(queries)), np.linalg.norm(queries.astype(np.float64), axis=1)
+
+    def add(self, part: Part, wanted: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Lets in ``wanted`` rows (q, wanted) of a file, -1 and NaN where there is none; as many are kept."""
+        import numpy as np
+
+        addresses = np.concatenate([self.addresses, (part.file << ORDINAL_BITS) + rows], axis=1)
+        merits = np.concatenate([self.merits, _merits(self.metric, scores)], axis=1)
+        order = np.argsort(-merits, axis=1, kind="stable")[:, :wanted]
+        self.addresses, self.merits = np.take_along_axis(addresses, order, 1), np.take_along_axis(merits, order, 1)
+
+    def allow(self, fixed: float, by_length: float, file: int) -> None:
+        """Scores of this file's rows may be off by so much, partly times the query's length."""
+        import numpy as np
+
+        self.copied.append(file)
+        self.errors = np.maximum(self.errors, fixed + by_length * self.lengths)
+
+    def left(self) -> np.ndarray:
+        """(q,) The most merit, at most, of any row that was not let in."""
+        import numpy as np
+
+        return np.asarray(self.merits[:, -1] + self.errors)
+
+    def thresholds(self) -> np.ndarray | None:
+        """(q,) The score that a row must reach to be let in; None where any may be."""
+        import numpy as np
+
+        if not self.merits.shape[1]:
+            return None
+        least = self.merits[:, -1]
+        return np.asarray(-least if self.metric == "l2" else least)
 
 
 def _merits(metric: Metric, scores: np.ndarray) -> np.ndarray:
@@ -197,12 +230,12 @@ def _merits(metric: Metric, scores: np.ndarray) -> np.ndarray:
 
 
 def _scan_batch(
-    matrix: Matrix, part: Part, metric: Metric, queries: np.ndarray, k: int
+    matrix: Matrix, part: Part, metric: Metric, queries: np.ndarray, k: int, thresholds: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     _check(matrix, part)
     rows, bitmap = _filter(part)
     held = as_array(matrix)[: part.last + 1]
-    return kernels.topk(held, queries, k, metric, rows=rows, bitmap=bitmap, threads=_THREADS)
+    return kernels.topk(held, queries, k, metric, rows=rows, bitmap=bitmap, thresholds=thresholds, threads=_THREADS)
 
 
 def as_array(matrix: Matrix) -> np.ndarray:
@@ -214,12 +247,12 @@ def as_array(matrix: Matrix) -> np.ndarray:
     return flat.reshape(matrix.count, layout.dimension)
 
 
-def _scan(matrix: Matrix, part: Part, metric: Metric, query: Buffer, k: int, slack: float) -> Rows:
+def _scan(matrix: Matrix, part: Part, metric: Metric, query: Buffer, k: int, slack: float, threshold: float) -> Rows:
     _check(matrix, part)
     layout, (rows, bitmap) = matrix.layout, _filter(part)
     return kernels.reaching(
         matrix.view, part.last + 1, layout.dimension, layout.dtype, query, metric, k,
-        slack=slack, rows=rows, bitmap=bitmap, threads=_THREADS,
+        slack=slack, threshold=threshold, rows=rows, bitmap=bitmap, threads=_THREADS,
     )  # fmt: skip
 
 

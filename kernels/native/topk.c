@@ -24,6 +24,7 @@ struct search {  // mirrored in kernels/topk.py
     int64_t listed;
     const uint8_t *bitmap;
     double slack;  // below 0: k rows; else every row that misses the k-th best by that at most
+    const double *thresholds;  // or NULL: the score of each query that is the least of interest
     int32_t dtype, metric, threads;
 };
 
@@ -420,14 +421,19 @@ static int pack(struct scan *scan) {
     return scan->packed && units;
 }
 
-static int equip(struct scan *scan, struct worker *worker) {
+static double first_reach(const struct search *search, int64_t query) {
+    if (!search->thresholds || isnan(search->thresholds[query])) return -INFINITY;
+    return search->metric == L2 ? -search->thresholds[query] : search->thresholds[query];
+}
+
+static int equip(struct scan *scan, struct worker *worker, int64_t first) {
     worker->floats = malloc((size_t)scan->search->dimension * sizeof(float));
     if (scan->batch) {
         worker->converted = calloc((size_t)(scan->width * DL_BLOCK), 4);
         if (!worker->converted) return 0;
     }
     for (int64_t i = 0; i < scan->size; i++) {
-        worker->lists[i].reach = -INFINITY;
+        worker->lists[i].reach = first_reach(scan->search, first + i);
         renew_reach(scan, worker, i);
         if (!grow(&worker->lists[i], 2 * scan->k + SPARE)) return 0;
     }
@@ -454,7 +460,7 @@ static int prepare(struct scan *scan, int64_t first) {
         if (!pack(scan)) return 0;
     }
     for (int32_t w = 0; w < search->threads; w++)
-        if (!equip(scan, &scan->workers[w])) return 0;
+        if (!equip(scan, &scan->workers[w], first)) return 0;
     return 1;
 }
 

@@ -116,6 +116,51 @@ def test_row_numbers_in_any_order_and_repeated_count_once():
     same(matrix, wanted, 5, "inner", rows=array("q", [499]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("queries", [1, 9])
+def test_rows_that_reach_a_threshold_are_never_left_out(dtype: str, metric: str, queries: int):
+    floats, wanted = vectors(3000, 40, queries)
+    matrix, scale = stored(floats, dtype)
+    every, theirs = reference.topk(matrix, wanted, 60, metric, scale=scale)
+    for place in (0, 5, 59):
+        thresholds = theirs[:, place].copy()
+        thresholds[0] = np.nan if place == 5 else thresholds[0]
+        found, scores = kernels.topk(matrix, wanted, 60, metric, scale=scale, thresholds=thresholds)
+        for i in range(queries):
+            sure = 60 if np.isnan(thresholds[i]) else place + 1
+            assert found[i, :sure].tolist() == every[i, :sure].tolist()
+            held = found[i] >= 0
+            assert found[i, held].tolist() == every[i, : held.sum()].tolist()
+            np.testing.assert_allclose(scores[i, held], theirs[i, : held.sum()], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_parts_scanned_in_turn_find_what_the_whole_would_give(metric: str):
+    floats, wanted = vectors(6000, 40, 1)
+    matrix, largest = floats.astype(np.float32), metric != "l2"
+    rows, scores = array("q"), array("d")
+    for start in range(0, 6000, 1500):
+        threshold = kernels.kth_best(scores, 20, largest)
+        part = matrix[start : start + 1500].tobytes()
+        more = kernels.reaching(
+            part, 1500, 40, "float32", wanted.tobytes(), metric, 20, slack=0.01, threshold=threshold
+        )
+        rows.extend(start + row for row in more[0])
+        scores.extend(more[1])
+    edge = kernels.kth_best(scores, 20, largest)
+    kept = kernels.at_least(scores, edge - 0.01 if largest else edge + 0.01, largest)
+    whole = kernels.reaching(matrix.tobytes(), 6000, 40, "float32", wanted.tobytes(), metric, 20, slack=0.01)
+    assert sorted(rows[i] for i in kept) == sorted(whole[0])
+
+
+def test_thresholds_of_another_shape_are_refused():
+    floats, wanted = vectors(10, 4, 2)
+    for thresholds in (np.zeros(3), np.zeros((2, 1)), np.zeros(2, np.float32)):
+        with pytest.raises(DimensionError, match="thresholds are"):
+            kernels.topk(floats.astype(np.float32), wanted, 1, "inner", thresholds=thresholds)
+
+
 def test_bits_beyond_the_last_row_select_nothing():
     floats, wanted = vectors(13, 4, 1)
     matrix = floats.astype(np.float32)
