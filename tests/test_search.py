@@ -742,7 +742,7 @@ def test_a_condition_that_changes_its_mind_is_asked_for_each_query(filled: deepl
 
 
 def test_candidates_of_no_row_find_nothing() -> None:
-    searcher = engine.Searcher(lambda file, row: pytest.fail("no file is to be read"))
+    searcher = engine.Searcher(lambda file, row: pytest.fail("no file is to be read"), pytest.fail)
     assert Candidates.parse(None).count == 0
     assert searcher.winners("cosine", Candidates.parse(None), array("f", [1]).tobytes(), 1, True) is None
 

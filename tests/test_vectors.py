@@ -81,7 +81,7 @@ def append(store: Vectors, rows: np.ndarray, column: str = "v") -> list[int]:
 def winners(store: Vectors, metric: str, addresses: Sequence[int], query: bytes, k: int, largest: bool) -> Any:
     """What a search over these candidates chooses."""
     candidates = Candidates.parse(",".join(map(str, addresses)))
-    return Searcher(store.matrix).winners(cast(Metric, metric), candidates, query, k, largest)
+    return Searcher(store.matrix, store.gather).winners(cast(Metric, metric), candidates, query, k, largest)
 
 
 def truth(rows: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
@@ -823,7 +823,7 @@ def test_the_cold_path_imports_no_numpy() -> None:
         from deeplake_loader.search.candidates import Candidates
         from deeplake_loader.search.engine import Searcher
         candidates = Candidates.parse(",".join(map(str, addresses)))
-        assert Searcher(store.matrix).winners("l2", candidates, query, 1, False) == [addresses[0]]
+        assert Searcher(store.matrix, store.gather).winners("l2", candidates, query, 1, False) == [addresses[0]]
         heavy = {"torch", "pyarrow", "sqlalchemy", "fsspec", "webdataset", "sqlglot"} | ({"numpy"} if native else set())
         print(sorted(heavy & set(sys.modules)))
     """)

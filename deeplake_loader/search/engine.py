@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, DimensionError
 from deeplake_loader.matrices import Matrix
 from deeplake_loader.search.candidates import Candidates, Part
-from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS
+from deeplake_loader.types import ORDINAL_BITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +32,15 @@ MAX_WINNERS = 10_000
 
 _COPY_ROWS = 4_096  # candidates in a file from which its copy pays for scoring the best of them twice
 _SPARE = 16  # rows beyond k that a batch asks for: ties of the k-th place as a rule end there
+_GATHERED = 8_192  # rows of a batch that are scored again at once: 25 MB of 768 float32
 _THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 Rows = tuple["array[int]", "array[float]"]
 """Row numbers of a file or addresses, and their exact scores."""
+
+
+Gather = Callable[["np.ndarray"], "np.ndarray"]
+"""The vectors (n, d) of addresses."""
 
 
 class Device(Protocol):
@@ -50,8 +55,8 @@ class Device(Protocol):
 class Searcher:
     """Chooses the winners among candidates of one store's vectors."""
 
-    def __init__(self, find: Find, copies: Copies | None = None) -> None:
-        self._find, self._copies = find, copies
+    def __init__(self, find: Find, gather: Gather, copies: Copies | None = None) -> None:
+        self._find, self._gather, self._copies = find, gather, copies
 
     def winners(self, metric: Metric, candidates: Candidates, query: Buffer, k: int, largest: bool) -> list[int] | None:
         """Every address, ascending, whose score reaches the ``k``-th best of the candidates, each counted once.
@@ -153,7 +158,7 @@ class Searcher:
         if copy is not None and self._copies is not None:
             try:
                 found = _scan_batch(copy.matrix, part, metric, queries, wanted, best.thresholds())
-                best.allow(*copy.error(metric), part.file)
+                best.allow(*copy.error(metric))
                 return best.add(part, wanted, *found)
             except CorruptionError:
                 _check(matrix, part)
@@ -164,30 +169,30 @@ class Searcher:
         """The merits from the files themselves, of the rows that may be among the ``k`` best; -inf of the others."""
         import numpy as np
 
-        kth = best.merits[:, min(k, best.merits.shape[1]) - 1]
-        least = kth - 2 * best.errors - _slack(best.metric, best.queries[0])
-        merits = np.where(best.merits >= least[:, None], best.merits, -np.inf)
-        files, rows = best.addresses >> ORDINAL_BITS, best.addresses & MAX_ORDINAL
-        for file in best.copied:
-            matrix = self._find(file, 0)
-            for i in np.flatnonzero(((files == file) & (merits > -np.inf)).any(axis=1)):
-                held = (files[i] == file) & (merits[i] > -np.inf)
-                places = np.flatnonzero(held)[np.argsort(rows[i, held])]
-                _, scores = self._rescored(matrix, best.metric, best.queries[i], rows[i, places].tolist())
-                merits[i, places] = _merits(best.metric, np.array(scores))
+        if not best.copied:
+            return best.merits
+        least = best.merits[:, k - 1] - 2 * best.errors - _slack(best.metric, best.queries[0])
+        held = (best.merits >= least[:, None]) & (best.merits > -np.inf)
+        merits, step = np.full(held.shape, -np.inf), max(1, _GATHERED // held.shape[1])
+        for start in range(0, len(held), step):
+            here = slice(start, start + step)
+            if held[here].any():
+                rows = self._gather(best.addresses[here][held[here]])
+                merits[here][held[here]] = _scored(rows, best.queries[here], held[here].sum(axis=1), best.metric)
         return merits
 
 
 class _Best:
     """The best rows of each query so far, best first: their ``addresses`` and ``merits`` (larger is better, -inf where
-    there is no score), both (q, n). Merits of rows from the files ``copied`` may be off by ``errors`` (q,)."""
+    there is no score), both (q, n). With ``copied``, some merits
+    come from a copy, and may be off by ``errors`` (q,)."""
 
     __slots__ = ("addresses", "copied", "errors", "lengths", "merits", "metric", "queries")
 
     def __init__(self, metric: Metric, queries: np.ndarray) -> None:
         import numpy as np
 
-        self.metric, self.queries, self.copied = metric, queries, list[int]()
+        self.metric, self.queries, self.copied = metric, queries, False
         self.addresses, self.merits = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
         self.errors, self.lengths = np.zeros(len(queries)), np.linalg.norm(queries.astype(np.float64), axis=1)
 
@@ -200,11 +205,11 @@ class _Best:
         order = np.argsort(-merits, axis=1, kind="stable")[:, :wanted]
         self.addresses, self.merits = np.take_along_axis(addresses, order, 1), np.take_along_axis(merits, order, 1)
 
-    def allow(self, fixed: float, by_length: float, file: int) -> None:
-        """Scores of this file's rows may be off by so much, partly times the query's length."""
+    def allow(self, fixed: float, by_length: float) -> None:
+        """Scores from a copy may be off by so much, partly times the query's length."""
         import numpy as np
 
-        self.copied.append(file)
+        self.copied = True
         self.errors = np.maximum(self.errors, fixed + by_length * self.lengths)
 
     def left(self) -> np.ndarray:
@@ -227,6 +232,17 @@ def _merits(metric: Metric, scores: np.ndarray) -> np.ndarray:
     import numpy as np
 
     return np.where(np.isnan(scores), -np.inf, -scores if metric == "l2" else scores)
+
+
+def _scored(rows: np.ndarray, queries: np.ndarray, counts: np.ndarray, metric: Metric) -> np.ndarray:
+    """The merits of rows (n, d) float32, of which the first ``counts[0]`` are the first query's, and so on."""
+    import numpy as np
+
+    scores, stops = array("d"), np.cumsum(counts).tolist()
+    for query, start, stop in zip(queries, [0, *stops], stops, strict=False):
+        part = rows[start:stop].reshape(-1).data
+        scores += kernels.scores(part, stop - start, rows.shape[1], "float32", query.data, metric, threads=1)
+    return _merits(metric, np.array(scores))
 
 
 def _scan_batch(

@@ -61,7 +61,7 @@ class SearchVerbs:
 
     def _begin_searching(self, writer: Writer) -> None:
         self._copies = Copies(self._catalog, self._vectors.matrix)
-        self._searcher = Searcher(self._vectors.matrix, self._copies)
+        self._searcher = Searcher(self._vectors.matrix, self._vectors.gather, self._copies)
         live = LiveRows(self._catalog, self._views)
         self._statements = Statements(self._catalog, writer, self._searcher, live)
         self._devices = _Devices()
