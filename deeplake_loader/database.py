@@ -75,6 +75,10 @@ def connect(
         read_only: refuse every write.
         timeout_s: seconds to wait for another writer before LockedError.
 
+    Raises:
+        InputError: a URL that names no folder. NotFoundError: no store there and ``create=False``, or no such branch.
+        StoreError: the folder cannot be opened, or was written by a later version.
+
     >>> import tempfile
     >>> db = connect(tempfile.mkdtemp())
     >>> _ = db.execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)")
@@ -128,6 +132,11 @@ class _Plans(dict[tuple[str, int], Plan], Participant):
 
 class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
+
+    `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;
+    training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
+    `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
+    `quarantine`, `release`; other tools: `engine`; care: `optimize`, `gc`, `close`.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()

@@ -18,8 +18,8 @@ from deeplake_loader.decode.transforms import Box, Draw, Image, Size, crop_box
 
 SHRINKS = ((8, 20.0), (4, 6.0), (2, 3.0))
 """(by how much, from how much larger than needed on): what is left then takes the resize kernel's antialiasing, so that
-the result is 1.5 grey levels at most from the full way, in the mean over photographs; a little sharper (one of fine
-texture is up to 7 levels away). libjpeg's other eighths (7, 6, 5 and 3) have no vector code: they take longer than
+the result is about 1.6 grey levels at most from the full way, in the mean over photographs; a little sharper (one of
+fine texture is up to 7 levels away). libjpeg's other eighths (7, 6, 5 and 3) have no vector code: they take longer than
 the full size or as long as the half."""
 
 

@@ -137,8 +137,8 @@ class Image:
 
     ``interpolation``: Pillow's filters of these names ("area" is its BOX). ``antialias`` widens the filter when
     reducing, as Pillow always does and torchvision and DALI do by default; JPEG images at least 3, 6 or 20 times as
-    large as needed are then decoded at a half, quarter or eighth of their size (within 1.5 grey levels of the full way
-    in the mean over photographs, up to 7 for one of fine texture), unless ``interpolation`` is "nearest".
+    large as needed are then decoded at a half, quarter or eighth of their size (within about 1.6 grey levels of the
+    full way in the mean over photographs, up to 7 for one of fine texture), unless ``interpolation`` is "nearest".
 
     ``dtype``: a float type gives value / 255, or with ``normalize=(mean, std)``, both in units of 0..1 and of one
     number or one per channel, (value / 255 - mean) / std. ``mode`` "L" gives one grey channel; ``layout`` "HWC" puts
@@ -291,6 +291,9 @@ class Audio:
     seconds, or the names of columns of the stream's query that hold the seconds. ``duration``, seconds: of a longer
     sound a part that is drawn (the middle where nothing is drawn); a shorter one is followed by silence. Decoding for
     longer than ``timeout_s`` seconds is an error.
+
+    >>> Audio(sample_rate=16_000, channels=1, duration=2.0).sample_rate
+    16000
     """
 
     sample_rate: int | None = None
@@ -311,7 +314,7 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Tensors as stored, or converted to ``dtype`` ("float32", ...)."""
+    """Tensors as stored, or converted to ``dtype``: a name of numpy's such as "float32" ("bfloat16" only as stored)."""
 
     dtype: str | None = None
 

@@ -30,9 +30,15 @@ class Stream(IterableDataset[Batch]):
 
     A batch is a dict: a column of numbers without NULLs is a tensor, vectors are (N, D) in their stored type, images
     (N, 3, H, W) and video (N, T, 3, H, W) uint8 where their sizes agree, everything else is a list of N values (bytes
-    of BLOB columns, None for NULL). Beside the columns: ``_rows``, the row numbers; ``_cursor``, what `state_at` reads;
-    ``valid``, a bool tensor, in streams whose batches may repeat rows; ``_bad``, keys of bad samples, unless
-    ``on_error="raise"``.
+    of BLOB columns, None for NULL). Beside the columns: ``_rows``, the row numbers; ``_keys``, the rows' primary keys,
+    where the query's rows have one; ``_cursor``, what `state_at` reads; ``valid``, a bool tensor, in streams whose
+    batches may repeat rows; ``_bad``, keys of bad samples, unless ``on_error="raise"``; ``_source``, whose row each
+    is, in a `mix`.
+
+    `Database.stream` makes one.
+
+    >>> stream = db.stream("SELECT photo, label FROM photos", batch_size=32, shuffle=True)      # doctest: +SKIP
+    >>> for batch in stream: step(batch["photo"], batch["label"])                               # doctest: +SKIP
 
     Args:
         sources: the rows; `Schedule` tells them apart by number.
