@@ -374,7 +374,7 @@ def pgvector_table(folder: str, matrix: Array) -> Query:
         sql = f"SELECT id FROM t {where} ORDER BY v <=> %s::vector LIMIT {K}"
         return np.array([i for (i,) in connection.execute(sql, [_text(query)]).fetchall()])
 
-    ask.keep = server  # type: ignore[attr-defined]
+    ask.close = server.cleanup  # type: ignore[attr-defined]
     return ask
 
 
@@ -427,6 +427,8 @@ def search_claims(folder: str, rows: int, rounds: int) -> None:
             f"search of a table of {rows:,} x {WIDTH}, top {K}, {name}", times, unit="ms", peers=list(DATABASES),
             recall=judge.mean(), note="ours scans float16 copies and rescores; no index anywhere",
         )  # fmt: skip
+    for ask in tables.values():
+        getattr(ask, "close", lambda: None)()  # a server outlives the process that started it
 
 
 # -- statements, duplicates, lists -------------------------------------------------------------------------------------
