@@ -396,6 +396,22 @@ def test_the_worst_rows_are_found_as_plain_sql_finds_them(pair: deeplake.Databas
         assert [tuple(r) for r in pair.execute(sql, {"q": query()})] == plain
 
 
+@pytest.mark.parametrize("condition", ["part = 3", "part = 3 AND id > 10", "part IN (3, 4) OR part = 5"])
+def test_the_winners_are_read_by_their_vectors_whatever_other_index_there_is(
+    filled: deeplake.Database, condition: str
+) -> None:
+    filled.execute("CREATE INDEX of_part ON g (part)")
+    text = f"SELECT * FROM g WHERE {condition} ORDER BY cosine_similarity(v, :q) DESC LIMIT 3"
+    fast = filled.compiled(text).fast
+    assert fast is not None
+    steps = filled._catalog.fetchall(f"EXPLAIN QUERY PLAN {fast.final_sql}", [None] * fast.final_sql.count("?"))
+    assert "_dl_vector.g.v" in steps[0][3] and not any("of_part" in step[3] for step in steps)
+    slow = f"SELECT * FROM g WHERE {condition} ORDER BY cosine_similarity(v, :q) + 0 DESC NULLS LAST, id LIMIT 3"
+    assert [r.id for r in filled.execute(text.replace("DESC", "DESC, id"), {"q": query()})] == [
+        r.id for r in filled.execute(slow, {"q": query()})
+    ]
+
+
 def test_only_a_whole_table_is_searched_without_asking_sql(pair: deeplake.Database) -> None:
     score = "ORDER BY cosine_similarity(v, :q) DESC LIMIT 3"
     for sql, whole in (

@@ -29,7 +29,7 @@ CHOSEN_KEYS = "temp._dl_chosen"
 
 Its columns are the primary key's."""
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 """Plans of another version are compiled again."""
 
 
