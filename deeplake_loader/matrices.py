@@ -45,7 +45,7 @@ _SYNC = 32 * BLOCK  # a sync per this many bytes keeps the disk busy while the r
 _THREADED = 8  # blocks from which verifying on two threads pays for starting one (60 us)
 
 _KNOWN = 4096  # files whose verified blocks are remembered, a byte for each
-_SETTLED_NS = 100_000_000  # a file changed within this may change again without a new time: clocks tick every 1 to 10 ms
+_SETTLED_NS = 100_000_000  # what changed this lately may change again under the same time: clocks tick in up to 10 ms
 
 _INTACT = 0x48674BC7  # the crc32c of any bytes followed by their own
 

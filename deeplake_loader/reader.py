@@ -67,12 +67,13 @@ class Items:
 
 
 class Reader:
-    """Reads the blobs and vectors of one store in the process that made it; its threads may share it.
+    """Reads the blobs and vectors of one store in the process that made it; its threads may share it, and read batches
+    at the same time.
 
     Args:
         root: folder of the store.
         threads: native threads of one batch.
-        max_files: shards kept open.
+        max_files: shards kept open, beside those that a batch under way holds.
         max_spare: buffers kept for the next batches.
     """
 
@@ -80,7 +81,8 @@ class Reader:
         self._catalog = Catalog.open(root, create=False, read_only=True)
         self._blobs, self._vectors = BlobReader(self._catalog), Vectors(self._catalog)
         self._threads = threads
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of files and buffers; never held while bytes are read
+        self._vector_lock = threading.Lock()
         self._files = _Files(max_files)
         self._buffers = _Buffers(max_spare)
 
@@ -98,12 +100,11 @@ class Reader:
 
     def open_parts(self, address: int) -> SparseFile | None:
         """A blob over 4 MB as a file of which parts can be read; None for any other."""
-        with self._lock:
-            return self._blobs.open_parts(address)
+        return self._blobs.open_parts(address)
 
     def vectors(self, addresses: Indices) -> npt.NDArray[Any]:
         """The vectors of these addresses as rows of one fresh matrix."""
-        with self._lock:
+        with self._vector_lock:
             return self._vectors.gather(addresses)
 
     def read(self, wanted: Sequence[tuple[Extents, Indices]]) -> list[Items]:
@@ -114,8 +115,8 @@ class Reader:
         ends = np.cumsum([len(rows) for _, rows in wanted]).tolist()
         with self._lock:
             batch = self._lay_out(wanted)
-            slow = self._fetch(batch)
-            errors = self._read_singly(batch, slow)
+        slow = self._fetch(batch)
+        errors = self._read_singly(batch, slow)
         return [batch.items(first, last, slow, errors) for first, last in pairwise([0, *ends])]
 
     def read_one(self, extents: Extents, row: int) -> bytes | None:
@@ -128,17 +129,17 @@ class Reader:
         offset = int(extents.offset[row])
         if file < 0:
             return None
-        with self._lock:
-            if offset >= 0 and check >= 0:
-                fd = self._files.open(int(self._files.numbers(extents.paths)[file]))
-                data = os.pread(fd, length, offset) if fd >= 0 else b""
-                if len(data) == length and kernels.crc32c(data) == check:
-                    return data
-            return self._blobs.read(int(extents.address[row]))
+        if offset >= 0 and check >= 0:
+            with self._lock:
+                held = self._files.open(int(self._files.numbers(extents.paths)[file]))
+            data = os.pread(held.fd, length, offset) if held.fd >= 0 else b""
+            if len(data) == length and kernels.crc32c(data) == check:
+                return data
+        return self._blobs.read(int(extents.address[row]))
 
     def vector(self, address: int) -> npt.NDArray[Any]:
         """The vector of one address."""
-        with self._lock:
+        with self._vector_lock:
             found: npt.NDArray[Any] = self._vectors.array(address)
         return found
 
@@ -217,7 +218,9 @@ class Reader:
         return status
 
     def _call_group(self, pieces: _Pieces, needed: npt.NDArray[np.int32], batch: _Batch) -> npt.NDArray[np.int32]:
-        fds = np.array([self._files.open(number) for number in needed.tolist()], np.int32)
+        with self._lock:
+            held = [self._files.open(number) for number in needed.tolist()]  # which keeps them open for the call
+        fds = np.array([file.fd for file in held], np.int32)
         found = kernels.read_batch(
             fds[np.searchsorted(needed, pieces.file)].data,
             pieces.offset.data,
@@ -289,12 +292,28 @@ def _places(lengths: Indices) -> tuple[Indices, int]:
     return ends - sizes, int(ends[-1]) if len(ends) else 0
 
 
+class _File:
+    """A file that closes when nobody holds it any more; ``fd`` is -1 for one that cannot be opened."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # its items are then read singly, which finds out whether they moved or are lost
+            self.fd = -1
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
 class _Files:
-    """Shards by number, the least recently used closed first. -1 stands for one that cannot be opened."""
+    """Shards by number, the least recently used let go of first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._open: OrderedDict[int, _File] = OrderedDict()
         self._paths: list[str] = []
         self._numbers: dict[str, int] = {}
         self._known: dict[int, tuple[tuple[str, ...], npt.NDArray[np.int32]]] = {}  # by id: hashing long tuples costs
@@ -312,21 +331,20 @@ class _Files:
         self._known[id(paths)] = paths, numbers
         return numbers
 
-    def open(self, number: int) -> int:
-        fd = self._open.pop(number, None)
-        if fd is None:
-            while len(self._open) >= self.limit:
-                os.close(self._open.popitem(last=False)[1])
-            try:
-                fd = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # its items are then read singly, which finds out whether they moved or are lost
-                return -1
-        self._open[number] = fd
-        return fd
+    def open(self, number: int) -> _File:
+        file = self._open.get(number)
+        if file is not None:
+            self._open.move_to_end(number)
+            return file
+        while len(self._open) >= self.limit:
+            self._open.popitem(last=False)
+        file = _File(self._paths[number])
+        if file.fd >= 0:
+            self._open[number] = file
+        return file
 
     def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._open.clear()
 
 
 class _Lease(np.ndarray[Any, np.dtype[np.uint8]]):

@@ -27,7 +27,7 @@ from deeplake_loader.errors import (
 )
 from deeplake_loader.matrices import Layout, Matrix, Sealed, Tail, Written, pack_run, unpack_run
 from deeplake_loader.scoring import ScoreFunction
-from deeplake_loader.types import MAX_ORDINAL, ColumnType, pack_address, unpack_address
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, ColumnType, pack_address, unpack_address
 
 if TYPE_CHECKING:
     import numpy as np
@@ -334,17 +334,25 @@ class Vectors(Participant):
         wanted = np.asarray(addresses, np.int64)
         if not len(wanted):
             raise InputError("gather needs at least one address: an empty list has no dimension")
+        if (wanted >> ORDINAL_BITS == wanted[0] >> ORDINAL_BITS).all():
+            return self._rows(int(wanted[0] >> ORDINAL_BITS), wanted & MAX_ORDINAL)
         order = np.argsort(wanted)  # one sort, or each of many files would look through all addresses
-        ordinals, files = wanted[order] & MAX_ORDINAL, wanted[order] >> 30
+        ordinals, files = wanted[order] & MAX_ORDINAL, wanted[order] >> ORDINAL_BITS
         cuts = [0, *(np.flatnonzero(files[1:] != files[:-1]) + 1).tolist(), len(wanted)]
-        found = [(self.matrix(int(files[a]), int(ordinals[b - 1])), a, b) for a, b in pairwise(cuts)]
-        layout = _one_layout([matrix for matrix, _, _ in found])
+        layout = _one_layout([self.matrix(int(files[b - 1]), int(ordinals[b - 1])) for b in cuts[1:]])
         out = np.empty((len(wanted), layout.dimension), layout.dtype)
-        for matrix, a, b in found:
-            matrix.verify(ordinals[a:b].tolist())
-            rows = np.frombuffer(matrix.view, layout.dtype).reshape(matrix.count, layout.dimension)
-            out[order[a:b]] = rows[ordinals[a:b]]
+        for a, b in pairwise(cuts):
+            out[order[a:b]] = self._rows(int(files[a]), ordinals[a:b])
         return out
+
+    def _rows(self, file: int, ordinals: Array) -> Array:
+        """A copy of these rows of one file, verified."""
+        import numpy as np
+
+        matrix = self.matrix(file, int(ordinals.max()))
+        matrix.verify_array(ordinals)
+        rows = np.frombuffer(matrix.view, matrix.layout.dtype).reshape(matrix.count, matrix.layout.dimension)
+        return rows.take(ordinals, axis=0)
 
     def matrix(self, file: int, ordinal: int) -> Matrix:
         """The file of that number as a matrix that holds at least row ``ordinal``; bytes not yet verified."""
@@ -420,8 +428,8 @@ def _new_url(table: str, column: str) -> str:
 
 
 def _one_layout(matrices: Sequence[Matrix]) -> Layout:
-    layouts = {matrix.layout for matrix in matrices}
-    if len(layouts) > 1:
-        found = ", ".join(sorted(f"{x.dimension} {x.dtype}" for x in layouts))
+    layout = matrices[0].layout
+    if any(matrix.layout != layout for matrix in matrices):
+        found = ", ".join(sorted({f"{m.layout.dimension} {m.layout.dtype}" for m in matrices}))
         raise DimensionError(f"the addresses belong to vectors of different kinds ({found}); gather one column a call")
-    return layouts.pop()
+    return layout

@@ -23,6 +23,7 @@ from deeplake_loader.stream.source import Source
 Indices = npt.NDArray[np.int64]
 
 _SPARE = 2  # buffers kept for the next call
+_THREADS = 2  # native ones of one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Access:
     """Reads chosen samples in the calling thread; keeps its files open until it is dropped."""
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
-        feeds, close = open_feeds(sources, spare=_SPARE)
+        feeds, close = open_feeds(sources, spare=_SPARE, threads=_THREADS)
         self._sources = sources
         self._loader = Loader(feeds, seed, "raise", None)
         self._finders: dict[int, KeyFinder] = {}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deeplake_loader.decode.dali import DaliDecoder
 
 _MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
+_READERS = 2  # one's Python then overlaps the other's read: 1.2 times as fast as one with two native threads
 
 
 class Pass(Iterator[Batch]):
@@ -53,10 +54,11 @@ class Pass(Iterator[Batch]):
             sources, on_device = late_floats(sources, options)
             mover = Mover.to(options.device, on_device)
         self._board, self._worker, self._workers = board, worker, assigned.stride
-        self._meter = Meter(prefetch=options.prefetch, threads=threads, max_errors=options.max_errors)
+        readers = min(_READERS, threads, options.prefetch + 1)
+        self._meter = Meter(prefetch=options.prefetch, readers=readers, threads=threads, max_errors=options.max_errors)
         cursor = assigned.epoch, assigned.base
         self._bar = _bar(options, schedule, cursor) if worker is None else None
-        feeds, close = open_feeds(sources, spare=options.prefetch + 2)
+        feeds, close = open_feeds(sources, spare=options.prefetch + 2, threads=_READERS // readers)
         try:
             decoder = _decoder(sources, options, mover)
             loader = Loader(feeds, options.seed, options.on_error, mover, decoder, options.shaping)
@@ -65,6 +67,7 @@ class Pass(Iterator[Batch]):
                 loader.read,
                 decoders=threads,
                 prefetch=options.prefetch,
+                readers=readers,
                 close=close,
                 begin=mover.begin if mover is not None else lambda: None,
                 timeout_s=options.timeout_s,
@@ -104,7 +107,7 @@ class Pass(Iterator[Batch]):
             self._bar.close()
 
 
-def open_feeds(sources: Sequence[Source], *, spare: int) -> tuple[list[Feed], Callable[[], None]]:
+def open_feeds(sources: Sequence[Source], *, spare: int, threads: int) -> tuple[list[Feed], Callable[[], None]]:
     """The sources as this process reads them, with one reader for each store, and what closes the readers."""
     readers: dict[str, Reader] = {}
 
@@ -115,7 +118,7 @@ def open_feeds(sources: Sequence[Source], *, spare: int) -> tuple[list[Feed], Ca
     try:
         for source in sources:
             if source.root not in readers:
-                readers[source.root] = Reader(source.root, max_spare=spare)
+                readers[source.root] = Reader(source.root, threads=threads, max_spare=spare)
         return [Feed(s, readers[s.root], s.places(readers[s.root])) for s in sources], close
     except BaseException:
         close()

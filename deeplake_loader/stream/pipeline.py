@@ -1,4 +1,4 @@
-"""A bounded pipeline of threads: one reads, several decode, and the consumer's own calls drive how far ahead they go.
+"""A bounded pipeline of threads: some read, some decode, and the consumer's own calls drive how far ahead they go.
 
 No thread ever waits for room: a step is submitted only when the consumer takes a batch, so at most ``prefetch`` batches
 are under way and closing needs no more than a flag. Threads know the queues and not the pipeline, so that a pipeline
@@ -130,17 +130,18 @@ class _Slot(Generic[Step, Result]):
 class _Threads:
     """The threads of one pipeline and the three queues they take from."""
 
-    def __init__(self, decoders: int, wholes: int, begin: Callable[[], None]) -> None:
+    def __init__(self, readers: int, decoders: int, wholes: int, begin: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self.stop = threading.Event()
         self.stalled = False
         self.reads: _Queue = SimpleQueue()
         self.decodes: _Queue = SimpleQueue()
         self.wholes: _Queue = SimpleQueue()
-        self._queues = [self.reads] + [self.wholes] * wholes + [self.decodes] * decoders
+        self._queues = [self.reads] * readers + [self.wholes] * wholes + [self.decodes] * decoders
+        names = ["read"] * readers + ["whole"] * wholes + ["decode"] * decoders
         self.threads = [
             threading.Thread(target=_serve, args=(queue, self.stop, begin), name=f"deeplake-{name}", daemon=True)
-            for queue, name in zip(self._queues, ["read"] + ["whole"] * wholes + ["decode"] * decoders, strict=True)
+            for queue, name in zip(self._queues, names, strict=True)
         ]
         for thread in self.threads:
             thread.start()
@@ -170,9 +171,10 @@ class Pipeline(Generic[Step, Result]):
 
     Args:
         steps: advanced on the consumer's thread.
-        read: turns a step into `Work`, on the reading thread.
+        read: turns a step into `Work`, on a reading thread; with several, of several steps at the same time.
         decoders: decoding threads, at least 1.
         prefetch: results under way beyond the one that the consumer waits for.
+        readers: reading threads.
         close: called once when the threads have ended; not if one of them hangs and may still use what it closes.
         begin: called once in every thread, first.
         timeout_s: seconds that a step may go without any progress, None for ever.
@@ -187,6 +189,7 @@ class Pipeline(Generic[Step, Result]):
         *,
         decoders: int,
         prefetch: int,
+        readers: int = 1,
         close: Callable[[], None],
         begin: Callable[[], None] = lambda: None,
         timeout_s: float | None = None,
@@ -196,7 +199,7 @@ class Pipeline(Generic[Step, Result]):
         self._steps, self._read, self._prefetch = steps, read, prefetch
         self._timeout_s, self._describe = timeout_s, describe
         self._slots: deque[_Slot[Step, Result]] = deque()
-        self._threads = _Threads(decoders, int(whole_batches), begin)
+        self._threads = _Threads(readers, decoders, int(whole_batches), begin)
         self._finalizer = weakref.finalize(self, _shut, self._threads, close)
         self.times = Times()
 
