@@ -739,11 +739,77 @@ def test_a_result_is_a_rowset_that_pickles(filled: deeplake.Database) -> None:
         ({"metric": "dot"}, errors.InputError, "cosine, l2, inner"),
         ({"where": "nothing > 3"}, errors.SQLError, "nothing"),
         ({"exact": True, "nprobe": 3}, errors.InputError, "exact=False"),
+        ({"k": -1}, errors.InputError, "k=-1"),
+        ({"k": 1.5}, errors.InputError, "whole number"),
+        ({"k": None}, errors.InputError, "whole number"),
+        ({"where": 5}, errors.InputError, "SQL condition"),
+        ({"where": "part = ?", "params": [3]}, errors.InputError, "dict of the names"),
+        ({"device": None}, errors.InputError, "cannot be used"),
     ],
 )
 def test_wrong_options_are_refused(filled: deeplake.Database, options: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match):
         filled.search("g", "v", query(), **options)
+
+
+def test_a_table_may_have_a_score_of_its_own(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE photos (id BIGINT PRIMARY KEY, score REAL, v VECTOR(2))")
+    db.insert("photos", {"id": [1, 2, 3], "score": [9.0, 5.0, 7.0], "v": [[0, 1], [1, 0], [1, 1]]})
+    found = db.search("photos", "v", [1, 0], k=2)
+    assert [(row.id, row.score) for row in found] == [(2, 5.0), (3, 7.0)]
+    np.testing.assert_allclose(found.scores, [1, 0.5**0.5])
+    assert [row.id for row in db.search("photos", "v", [[1, 0]], k=3, where="score > 6")[0]] == [3, 1]
+    assert [row.id for row in db.similar("photos", "v", 2)] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "where", ["1=1) --", "1=1) OR (1=1", "part = 3) UNION SELECT * FROM g WHERE (1=1", "')' = ')')"]
+)
+def test_a_condition_cannot_end_the_statement_around_it(filled: deeplake.Database, where: str) -> None:
+    for verb in (
+        lambda: filled.search("g", "v", query(), where=where),
+        lambda: filled.similar("g", "v", 1, where=where),
+    ):
+        with pytest.raises(errors.InputError, match="closes a parenthesis"):
+            verb()
+    with pytest.raises(errors.InputError, match="closes a parenthesis"):
+        filled.near_duplicates("g", "v", 0.9, where=where)
+
+
+def test_a_condition_may_hold_comments_and_parentheses_in_text(filled: deeplake.Database, model: Model) -> None:
+    for where in ("part = 3 -- the third )", "/* ( */ part = 3", "(part) = (3) AND ')(' = ')('"):
+        model.check(filled.search("g", "v", query(), where=where), query(), 10, wanted=lambda part: part == 3)
+
+
+def test_numbers_of_torch_and_numpy_in_a_list_are_one_query(filled: deeplake.Database) -> None:
+    torch = pytest.importorskip("torch")
+    alone = [row.id for row in filled.search("g", "v", query())]
+    for q in (list(query()), list(torch.tensor(query())), [np.array(x) for x in query()], tuple(query().tolist())):
+        assert [row.id for row in filled.search("g", "v", q)] == alone
+    for several in ([query()], [torch.tensor(query())], (query().tolist(),), torch.tensor(query())[None]):
+        assert [[row.id for row in found] for found in filled.search("g", "v", several)] == [alone]
+
+
+def test_a_key_given_as_text_is_the_row_itself_too(filled: deeplake.Database) -> None:
+    for key in (1, "1", 1.0, (1,), np.int64(1)):
+        found = filled.similar("g", "v", key, k=5)
+        assert len(found) == 5 and 1 not in [row.id for row in found]
+
+
+def test_what_is_no_vector_column_is_not_found(filled: deeplake.Database) -> None:
+    filled.execute("CREATE TABLE plain (id BIGINT PRIMARY KEY, name TEXT)")
+    for table, column in (("nothing", "v"), (None, "v"), ("g", "w"), ("g", "part"), ("plain", "name"), ("g", None)):
+        with pytest.raises(errors.NotFoundError, match=r"no table|no VECTOR column"):
+            filled.search(table, column, query())
+        with pytest.raises(errors.NotFoundError, match=r"no table|no VECTOR column"):
+            filled.near_duplicates(table, column, 0.5)
+    assert len(filled.search("G", "V", query())) == 10
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "0.9", None, [0.9]])
+def test_a_threshold_that_is_no_number_is_refused(filled: deeplake.Database, threshold: Any) -> None:
+    with pytest.raises(errors.InputError, match="expected a number"):
+        filled.near_duplicates("g", "v", threshold)
 
 
 def test_queries_of_another_length_are_refused(filled: deeplake.Database) -> None:

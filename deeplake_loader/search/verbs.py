@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from deeplake_loader.writing import Writer
 
 SearchMetric = Literal["cosine", "l2", "inner"]
+_MOST = 1 << 62  # rows that one may ask for: all there are
 _SCORES = {"cosine": ("cosine_similarity", "DESC"), "l2": ("l2_distance", "ASC"), "inner": ("inner_product", "DESC")}
 
 
@@ -98,7 +100,8 @@ class SearchVerbs:
         """The k best rows with a ``score`` column, best first: exact, filtered before scoring, never short.
 
         A `SearchResult` has ``addresses``, ``scores``, ``exact`` and ``rows_examined`` beside the rows. Rows whose
-        vector is NULL are left out; a vector without a score (all zero under ``cosine``) comes last.
+        vector is NULL are left out; a vector without a score (all zero under ``cosine``) comes last. Of a table with a
+        column ``score`` of its own, ``row.score`` is that column.
 
         Args:
             q: a query vector (D,), or a batch (Q, D) for a list of results: its rows are chosen once, and one scan
@@ -112,28 +115,39 @@ class SearchVerbs:
             nprobe, recall: how many lists of each file it looks into, or the share of the true rows it aims at (0.95).
 
         Raises:
-            InputError: an unknown metric or device, or nprobe or recall where they make no sense.
+            InputError: an unknown metric or device, k below 0, a condition that is not one, parameters without names,
+                or nprobe or recall where they make no sense.
             SQLError: a bad condition. DimensionError: a query of another length. NotFoundError: no such table.
 
         >>> db.search("generations", "clip_embedding", q, k=20, where="steps >= 25")    # doctest: +SKIP
         """
-        if metric not in get_args(SearchMetric):
-            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
-        queries = list(q) if _depth(q) == 2 else [q]
-        function, order = _SCORES[metric]
-        name, held = quote_identifier(column), quote_identifier(table)
+        function, order = _SCORES[_known(metric)]
+        held, name = self._searched(table, column)
+        score = f"{function}({name}, :_dl_query)"
         sql = (
-            f"SELECT *, {function}({name}, :_dl_query) AS score FROM {held} "
-            f"WHERE {f'({where}) AND ' if where else ''}{name} IS NOT NULL "
-            f"ORDER BY score {order} LIMIT :_dl_k"
+            f"SELECT *, {score} AS score FROM {held} WHERE {_condition(where)}{name} IS NOT NULL "
+            f"ORDER BY {score} {order} LIMIT :_dl_k"
         )
         lists = self._lists(table, column, metric, exact, nprobe, recall)
-        given = [{**(params or {}), "_dl_query": query, "_dl_k": k} for query in queries]
+        shared = {**_named(params), "_dl_k": _count(k)}
+        queries = list(q) if _depth(q) == 2 else [q]
+        if any(query is None for query in queries):
+            raise InputError("q holds None; expected a vector (D,) or a batch (Q, D)")
+        given = [{**shared, "_dl_query": query} for query in queries]
         with self._catalog.snapshot(), self._typed_errors():
             plan = self._plan(sql)
             answers = self._answers(plan, given, sql, device, lists) if given else []
         found = [self._result(plan, column, answer) for answer in answers]
         return found if _depth(q) == 2 else found[0]
+
+    def _searched(self, table: str, column: str) -> tuple[str, str]:
+        """The names of a table and its VECTOR column as SQL writes them; refuses what is none."""
+        held = self._table(table)
+        found = held.column(column) if isinstance(column, str) else None
+        if found is None or not found.type.is_vector:
+            known = ", ".join(c.name for c in held.columns if c.type.is_vector) or "none"
+            raise NotFoundError(f"{table!r} has no VECTOR column {column!r}; VECTOR columns: {known}")
+        return quote_identifier(held.name), quote_identifier(found.name)
 
     def _lists(
         self, table: str, column: str, metric: SearchMetric, exact: bool, nprobe: int | None, recall: float | None
@@ -195,14 +209,15 @@ class SearchVerbs:
         >>> db.similar("generations", "clip_embedding", 17, k=5)                        # doctest: +SKIP
         """
         keys, values = self._key(table, row)
-        chosen = " AND ".join(f"{quote_identifier(name)} = ?" for name in keys)
-        name, held = quote_identifier(column), quote_identifier(table)
-        vector = self.execute(f"SELECT {name} FROM {held} WHERE {chosen}", values).scalar()
-        if vector is None:
+        chosen = " AND ".join(f"{quote_identifier(key)} = ?" for key in keys)
+        held, name = self._searched(table, column)
+        listed = ", ".join((*map(quote_identifier, keys), name))
+        stored = self.execute(f"SELECT {listed} FROM {held} WHERE {chosen}", values).fetchone()
+        if stored is None or stored[-1] is None:
             raise NotFoundError(f"{table!r} has no row {values!r} with a vector in {column!r}")
         options: dict[str, Any] = {"where": where, "params": params, "metric": metric, "device": device}
-        found = cast(SearchResult, self.search(table, column, vector, k=k + 1, **options))
-        return found.without(keys, tuple(values), k)
+        found = cast(SearchResult, self.search(table, column, stored[-1], k=_count(k) + 1, **options))
+        return found.without(keys, tuple(stored[:-1]), _count(k))
 
     def _key(self, table: str, row: Any) -> tuple[tuple[str, ...], list[Any]]:
         """The names of the table's key and the row's values of it."""
@@ -246,17 +261,55 @@ class SearchVerbs:
 
         from deeplake_loader.search import duplicates
 
-        if metric not in get_args(SearchMetric):
-            raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
-        keys, name = self._table(table).primary_key, quote_identifier(column)
+        _known(metric)
+        if not isinstance(threshold, int | float) or threshold != threshold:
+            raise InputError(f"threshold={threshold!r}: expected a number")
+        (held, name), keys = self._searched(table, column), self._table(table).primary_key
         listed = ", ".join((*map(quote_identifier, keys), name))
-        condition = f"({where}) AND " if where else ""
-        sql = f"SELECT {listed} FROM {quote_identifier(table)} WHERE {condition}{name} IS NOT NULL"
-        rows = self.execute(sql, dict(params) if params else None)
+        sql = f"SELECT {listed} FROM {held} WHERE {_condition(where)}{name} IS NOT NULL"
+        rows = self.execute(sql, _named(params))
         addresses = np.array(rows.raw(len(keys)), np.int64)
         named = [row[0] if len(keys) == 1 else tuple(row[:-1]) for row in rows]
         with _bar(len(addresses), progress) as bar:
             return duplicates.find(named, addresses, self.vectors, threshold, metric, max_pairs=max_pairs, progress=bar)
+
+
+def _known(metric: SearchMetric) -> SearchMetric:
+    if metric not in get_args(SearchMetric):
+        raise InputError(f"unknown metric {metric!r}; known are {', '.join(_SCORES)}")
+    return metric
+
+
+def _count(k: object) -> int:
+    try:
+        found = operator.index(k)  # type: ignore[arg-type]
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise InputError(f"k={k!r}: expected a whole number of rows, 0 or more")
+    return min(found, _MOST)
+
+
+def _named(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(params or {}, Mapping):
+        raise InputError(f"params is a {type(params).__name__}; write :name in where= and give a dict of the names")
+    return dict(params or {})
+
+
+def _condition(where: str | None) -> str:
+    """The condition as the first part of a WHERE, on lines of its own, so that a comment ends with it."""
+    if where is None or where == "":
+        return ""
+    from deeplake_loader.sql.reader import read
+
+    if not isinstance(where, str):
+        raise InputError(f"where={where!r}: expected the text of an SQL condition")
+    depth = 0
+    for token in read(where).tokens if ")" in where else ():
+        depth += (token.kind == "operator") * ((token.text == "(") - (token.text == ")"))
+        if depth < 0:
+            raise InputError(f"where={where!r} closes a parenthesis that it does not open; give one condition")
+    return f"({where}\n) AND "
 
 
 def _depth(q: Any) -> int:
@@ -264,9 +317,10 @@ def _depth(q: Any) -> int:
     shape = getattr(q, "shape", None)
     if shape is not None:
         return len(shape)
-    return (
-        2 if isinstance(q, list | tuple) and q and not isinstance(q[0], int | float) and hasattr(q[0], "__len__") else 1
-    )
+    if not isinstance(q, list | tuple) or not q:
+        return 1
+    within = getattr(q[0], "shape", None)  # () of a number that torch or numpy made
+    return 2 if within or (within is None and isinstance(q[0], list | tuple)) else 1
 
 
 @contextmanager
