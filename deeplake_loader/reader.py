@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -303,9 +303,9 @@ class _File:
         except OSError:  # its items are then read singly, which finds out whether they moved or are lost
             self.fd = -1
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: at exit the module may be empty
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
 
 class _Files:
