@@ -101,8 +101,8 @@ def _vectors(path: str) -> Any:
         found = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:
         raise click.BadParameter(f"{path} is no .npy of vectors: {error}", param_hint="--queries-file") from error
-    if found.ndim != 2 or not len(found):
-        raise click.BadParameter(f"{path} holds {found.shape}; expected (queries, dimension)")
+    if found.ndim != 2 or not len(found) or found.dtype.kind not in "fiu":
+        raise click.BadParameter(f"{path} holds {found.dtype} {found.shape}; expected numbers (queries, dimension)")
     return found
 
 

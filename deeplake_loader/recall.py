@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader.errors import InputError, NotFoundError
@@ -94,40 +95,39 @@ def measure(
         NotFoundError: no such table or column, or it holds no vector.
         InputError: a number that makes no sense.
     """
-    import numpy as np
-
     if k < 1 or (isinstance(queries, int) and queries < 1):
         raise InputError(f"expected at least one query and k of at least 1, got {queries} and k={k}")
     addresses = _addresses(db, table, column)
+    drawn, vectors = _asked(db, addresses, queries, seed)
     own = isinstance(queries, int)
-    if isinstance(queries, int):
-        drawn = np.random.default_rng(seed).choice(addresses, min(queries, len(addresses)), replace=False)
-        vectors = np.asarray(db.vectors(drawn), np.float32)
-    else:
-        drawn, vectors = np.zeros(len(queries), np.int64), np.asarray(queries, np.float32)
-    limit = k + 1 if own else k
-    options: dict[str, Any] = {"k": limit, "metric": metric}
-    chances: dict[str, Any] = {"exact": False, "nprobe": nprobe, "recall": recall}
-    db.search(table, column, vectors[0], **options)  # a file is verified when it is first read
-    db.search(table, column, vectors[0], **options, **chances)
-    exact_ms, approximate_ms, results = [], [], []
-    for vector in vectors:
-        exact_ms.append(_timed(lambda q=vector: db.search(table, column, q, **options))[0])
-        taken, result = _timed(lambda q=vector: db.search(table, column, q, **options, **chances))
-        approximate_ms.append(taken)
-        results.append(result)
+    options: dict[str, Any] = {"k": k + own, "metric": metric}
+    chances: dict[str, Any] = {**options, "exact": False, "nprobe": nprobe, "recall": recall}
+    search = partial(db.search, table, column)
+    (exact_ms, _), (approximate_ms, results) = _timed(search, vectors, options, chances)
+    kept = [rows[rows != row][:k] for rows, row in zip([r.addresses for r in results], drawn, strict=True)]
     best = _brute_force(db, addresses, vectors, drawn, k, metric)
-    found = [
-        _found(_scores(db.vectors(kept), vector, metric), worst)
-        for vector, worst, kept in zip(vectors, best, _kept(results, drawn, k), strict=True)
-    ]
     possible = min(k, len(addresses) - own)
-    shares = [share / possible for share in found] if possible else [1.0] * len(found)
+    shares = [
+        _found(_scores(db.vectors(rows), vector, metric), worst) / possible if len(rows) else float(not possible)
+        for vector, worst, rows in zip(vectors, best, kept, strict=True)
+    ]
     return Report(
         len(addresses), len(vectors), k, statistics.fmean(shares), min(shares), sum(r.exact for r in results),
-        statistics.fmean(r.rows_examined for r in results), statistics.median(exact_ms),
-        statistics.median(approximate_ms),
+        statistics.fmean(r.rows_examined for r in results), exact_ms, approximate_ms,
     )  # fmt: skip
+
+
+def _asked(db: Store, addresses: Array, queries: int | Array, seed: int) -> tuple[Array, Array]:
+    """The queries (Q, dimension) float32, and the address of the row that each one is; 0 of the caller's own."""
+    import numpy as np
+
+    if isinstance(queries, int):
+        drawn = np.random.default_rng(seed).choice(addresses, min(queries, len(addresses)), replace=False)
+        return drawn, np.asarray(db.vectors(drawn), np.float32)
+    given = np.asarray(queries)
+    if given.ndim != 2 or not len(given) or given.dtype.kind not in "fiu":
+        raise InputError(f"queries are {given.dtype} of shape {given.shape}; expected numbers (queries, dimension)")
+    return np.zeros(len(given), np.int64), given.astype(np.float32)
 
 
 def _addresses(db: Store, table: str, column: str) -> Array:
@@ -146,18 +146,17 @@ def _addresses(db: Store, table: str, column: str) -> Array:
     return np.unique(np.array(rows.raw(0), np.int64))
 
 
-def _timed(action: Any) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = action()
-    return (time.perf_counter() - start) * 1e3, result
-
-
-def _kept(results: list[Any], drawn: Array, k: int) -> list[Array]:
-    """The addresses that each query found, without its own row."""
-    import numpy as np
-
-    found = [np.asarray(result.addresses, np.int64) for result in results]
-    return [rows[rows != own][:k] for rows, own in zip(found, drawn, strict=True)]
+def _timed(search: Callable[..., Any], vectors: Array, *ways: Mapping[str, Any]) -> list[tuple[float, list[Any]]]:
+    """For each way of searching, asked in turn: the median time in milliseconds, and what each query found."""
+    taken: list[tuple[list[float], list[Any]]] = [([], []) for _ in ways]
+    for way in ways:
+        search(vectors[0], **way)  # a file is verified when it is first read
+    for vector in vectors:
+        for way, (times, results) in zip(ways, taken, strict=True):
+            start = time.perf_counter()
+            results.append(search(vector, **way))
+            times.append((time.perf_counter() - start) * 1e3)
+    return [(statistics.median(times), results) for times, results in taken]
 
 
 def _found(scores: Array, threshold: float) -> int:

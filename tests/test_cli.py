@@ -86,9 +86,24 @@ def test_queries_can_come_from_a_file(store: str, tmp_path: Path) -> None:
     assert found["queries"] == found["exact"] == 5 and found["recall"] == 1
     np.save(tmp_path / "flat.npy", np.zeros(5))
     (tmp_path / "text.npy").write_text("no array")
-    for name in ("flat", "text"):
+    np.save(tmp_path / "words.npy", np.array([["a"] * WIDTH]))
+    for name in ("flat", "text", "words"):
         wrong = run("recall", store, "t", "v", "--queries-file", str(tmp_path / f"{name}.npy"))
         assert wrong.exit_code == 2 and name in wrong.stderr
+
+
+def test_a_table_of_one_row_has_no_other_to_be_found(tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "one") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(2))")
+        db.insert("t", {"v": [[1, 2]]})
+        assert measure(db, "t", "v").recall == measure(db, "t", "v", queries=np.ones((3, 2))).recall == 1
+    assert told("recall", str(tmp_path / "one"), "t", "v")["rows"] == 1
+
+
+@pytest.mark.parametrize("queries", [np.zeros((0, WIDTH)), np.zeros(WIDTH), np.array([["a"] * WIDTH]), 0])
+def test_queries_that_are_none_are_refused(store: str, queries: Any) -> None:
+    with deeplake.connect(store, read_only=True) as db, pytest.raises(deeplake.errors.InputError, match="expected"):
+        measure(db, "t", "v", queries=queries)
 
 
 def test_a_recall_below_the_wanted_one_is_exit_code_3(store: str) -> None:
