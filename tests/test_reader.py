@@ -111,6 +111,28 @@ def test_a_pass_reads_two_batches_at_once_and_gives_them_in_order(
     assert [bytes(photo) for batch in batches for photo in batch["photo"]] == [photos[row] for row in rows]
 
 
+def readers() -> int:
+    return sum(thread.name == "deeplake-read" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"transforms": {"photo": deeplake.Raw()}}, 2),
+        ({"transforms": {"photo": deeplake.Raw()}, "prefetch": 0}, 1),
+        ({"transforms": {"photo": deeplake.Raw()}, "num_threads": 1}, 1),
+        ({}, 1),
+    ],
+)
+def test_two_threads_read_where_nothing_is_decoded_and_something_is_read_ahead(
+    store: Store, options: dict[str, Any], expected: int
+) -> None:
+    with iter(store.stream(["id", "photo"], **options)) as batches:
+        next(batches)
+        assert readers() == batches.stats.readers == expected
+    assert readers() == 0
+
+
 class Done:
     """Work without anything left to do."""
 
