@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class SearchResult(RowSet):
     """The rows of one search, best first, whose last column is ``score``.
 
-    ``exact``: no row that was left out has a better score; ``rows_examined``: how many vectors were scored.
+    ``exact``: no row that was left out has a better score; ``rows_examined``: how many vectors were scored (for a
+    volatile condition, of which every query chooses its own rows: how many came).
     """
 
     exact: bool
