@@ -740,7 +740,8 @@ def test_winners_hold_every_tie_of_the_kth_candidate_row(
     k = data.draw(st.integers(1, 450))
     query = rows[data.draw(st.integers(4, 300))]
     found = winners(store, metric, [held[i] for i in chosen], query.tobytes(), k, largest)
-    once = np.unique(chosen)  # a candidate that several rows name is one
+    _, first = np.unique([held[i] for i in chosen], return_index=True)
+    once = chosen[first]  # a vector that several rows name is one
     expected = expected_winners(rows[once], [held[i] for i in once], query, metric, k, largest)
     if expected is None or (metric == "l2" and largest):  # the farthest rows are left to the plain statement
         assert found is None
