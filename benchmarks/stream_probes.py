@@ -75,7 +75,7 @@ def resuming(folder: str) -> tuple[float, float, int]:
 
 def planning(folder: str, rows: int) -> tuple[float, float, float, int]:
     """(seconds of the SQL, of making the stream of its rows, to its first batch, rows): each photograph many times."""
-    import deeplake_loader.stream as streams
+    from deeplake_loader.stream import build as streams
 
     repeats = max(1, rows // len(Rows(folder)))
     sql = f"SELECT p.photo, p.label, s.n FROM photos p CROSS JOIN generate_series(1, {repeats}) AS s(n)"
