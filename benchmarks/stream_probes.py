@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def planning(folder: str, rows: int) -> tuple[float, float, float, int]:
     begins: list[float] = []
     build = streams.build_stream
 
+    @wraps(build)
     def build_stream(*args: Any, **options: Any) -> Stream:
         begins.append(time.perf_counter())
         return build(*args, **options)
