@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import DecodeError, InputError
+from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Blob
-from deeplake_loader.transcoding import BAD, BadRow, JobResult, Store, bar, find_column
+from deeplake_loader.transcoding import BAD, BadRow, JobResult, Store, find_column
 from deeplake_loader.types import Table, quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def make_clips(
         dict(params or {}) or None,
     )
     done, bad = 0, []
-    with bar(len(rows), progress) as tell:
+    with progress_bar(len(rows), progress, unit=" videos", scale=False) as tell:
         for row in rows:
             try:
                 spans = list(_spans(row[-1], seconds, shots))

@@ -25,6 +25,7 @@ from deeplake_loader.indexes import Indexes, IndexVerbs
 from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.overlays import BranchWriter
+from deeplake_loader.progress import progress_bar
 from deeplake_loader.quarantine import QuarantineVerbs
 from deeplake_loader.references import References
 from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
@@ -379,7 +380,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         if validate not in get_args(Validate):
             raise InputError(f"validate={validate!r} is none of {', '.join(get_args(Validate))}")
         done = 0
-        with self._catalog.transaction(), _bar(rows, progress) as bar:
+        with self._catalog.transaction(), progress_bar(known_length(rows), progress, unit=" rows") as bar:
             definition = self._table(table)
             size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
             for batch in batches(rows, size=size):
@@ -557,15 +558,3 @@ def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> boo
     if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
         return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)
-
-
-@contextmanager
-def _bar(rows: object, show: bool) -> Iterator[Any]:
-    """A function that advances the progress bar, if one is shown."""
-    if not show:
-        yield lambda _count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=known_length(rows), unit=" rows", unit_scale=True) as bar:
-        yield bar.update

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import ann
 from deeplake_loader.branches import overlay_name
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
+from deeplake_loader.progress import progress_bar
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, VectorIndex, quote_identifier
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ _TABLE = (
 )
 _COLUMNS = "name, table_name, column_name, kind, metric, lists"
 _FILE = "SELECT url, sha256, count, dimension FROM _dl_files WHERE id = ? AND kind = 'vector' AND state = 'sealed'"
-
-Progress = Callable[[int], object]
 
 
 class Indexes(Participant):
@@ -151,7 +150,8 @@ class Indexes(Participant):
             raise InputError("lists are made outside of a transaction; leave it, then call db.optimize()")
         metric = _metric(index)
         todo = [(f, path, row) for f, path, row in self._files(index) if self._lacks(row, metric)]
-        with _bar(sum(row[2] for *_, row in todo), progress) as bar:
+        total = sum(row[2] for *_, row in todo)
+        with progress_bar(total, progress, unit=" rows", description="lists") as bar:
             for file, path, row in todo:
                 ann.save(path, ann.make(self._vectors.matrix(file, 0), metric, index.lists, bar), row[1])
         return len(todo)
@@ -259,14 +259,3 @@ class IndexVerbs:
 def _metric(index: VectorIndex) -> Metric:
     known: dict[str, Metric] = {"cosine": "cosine", "l2": "l2", "inner": "inner"}
     return known[index.metric]
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Progress | None]:
-    if not show:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" rows", unit_scale=True, desc="lists") as bar:
-        yield bar.update

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, DecodeError, InputError, MediaError, NotFoundError, StoreError
+from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Blob, RowSet
 from deeplake_loader.types import ColumnType, Table, quote_identifier, quote_identifiers
 
@@ -108,7 +109,10 @@ def transcode(
 def _in_batches(db: Store, rows: RowSet, update: str, work: Callable[[Blob], bytes], progress: bool) -> JobResult:
     cores = os.cpu_count() or 1
     done, bad = 0, []
-    with ThreadPoolExecutor(cores, thread_name_prefix="deeplake-transcode") as pool, bar(len(rows), progress) as tell:
+    with (
+        ThreadPoolExecutor(cores, thread_name_prefix="deeplake-transcode") as pool,
+        progress_bar(len(rows), progress, unit=" videos", scale=False) as tell,
+    ):
         for start in range(0, len(rows), 2 * cores):
             batch = rows[start : start + 2 * cores]
             good = []
@@ -129,27 +133,6 @@ def _attempt(work: Callable[[Blob], bytes], blob: Blob) -> bytes | Exception:
         return work(blob)
     except BAD as error:
         return error
-
-
-def bar(total: int, show: bool) -> AbstractContextManager[Callable[[int], Any]]:
-    """A function that advances the progress bar, if one is shown."""
-    if not show:
-        return nullcontext(lambda _count: None)
-    from tqdm import tqdm
-
-    return _Bar(tqdm(total=total, unit=" videos"))
-
-
-class _Bar:
-    def __init__(self, shown: Any) -> None:
-        self._shown = shown
-
-    def __enter__(self) -> Callable[[int], Any]:
-        update: Callable[[int], Any] = self._shown.update
-        return update
-
-    def __exit__(self, *_: object) -> None:
-        self._shown.close()
 
 
 def encode_anew(blob: Blob, recipe: Recipe) -> bytes:

@@ -25,6 +25,7 @@ RANKS = {
     "scalar_columns": 2,
     "inserts": 2,
     "behind": 1,
+    "progress": 1,
     "extents": 2,
     "batches": 2,
     "matrices": 2,

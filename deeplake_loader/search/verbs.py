@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import InputError, NotFoundError
+from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Row
 from deeplake_loader.search.candidates import LiveRows
 from deeplake_loader.search.copies import Copies
@@ -270,7 +271,8 @@ class SearchVerbs:
         rows = self.execute(sql, _named(params))
         addresses = np.array(rows.raw(len(keys)), np.int64)
         named = [row[0] if len(keys) == 1 else tuple(row[:-1]) for row in rows]
-        with _bar(len(addresses), progress) as bar:
+        count = len(addresses)
+        with progress_bar(count * (count + 1) // 2, progress, unit=" pairs") as bar:
             return duplicates.find(named, addresses, self.vectors, threshold, metric, max_pairs=max_pairs, progress=bar)
 
 
@@ -321,14 +323,3 @@ def _depth(q: Any) -> int:
         return 1
     within = getattr(q[0], "shape", None)  # () of a number that torch or numpy made
     return 2 if within or (within is None and isinstance(q[0], list | tuple)) else 1
-
-
-@contextmanager
-def _bar(rows: int, show: bool) -> Iterator[Any]:
-    if not show:
-        yield lambda _count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=rows * (rows + 1) // 2, unit=" pairs", unit_scale=True) as bar:
-        yield bar.update
