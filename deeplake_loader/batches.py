@@ -6,7 +6,7 @@ pandas DataFrame. Neither pyarrow nor pandas is imported: an object of theirs br
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,9 @@ def batches(rows: object, *, size: int) -> Iterator[Batch]:
 
 
 def known_length(rows: object) -> int | None:
-    """The number of rows if the object tells it, for a progress bar."""
-    if isinstance(rows, Mapping):
-        return len(next(iter(rows.values()), ()))
-    return len(rows) if hasattr(rows, "__len__") else None
+    """The number of rows if the object tells it, for a progress bar; None also for what ``batches`` will refuse."""
+    measured = next(iter(rows.values()), ()) if isinstance(rows, Mapping) else rows
+    return len(measured) if isinstance(measured, Sized) else None
 
 
 def _from_columns(columns: Mapping[str, Any], size: int) -> Iterator[Batch]:
