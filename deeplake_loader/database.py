@@ -1,8 +1,6 @@
 """The facade: `connect` gives a Database, whose verbs run SQL, insert in bulk, search and stream.
 
-A statement goes  text -> plan (cached in the catalog) -> bound values -> SQLite -> RowSet.  A hybrid query whose plan
-has a fast path goes  candidates by SQL -> scores by one kernel call -> the user's own statement over the winners,  all
-in one snapshot; it can only be faster, never different.
+What differs between the two kinds of catalog lies behind `Parts`, which a function per catalog puts together.
 """
 
 from __future__ import annotations
@@ -10,34 +8,26 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from deeplake_loader import history
-from deeplake_loader.batches import Batch, batches, known_length
+from deeplake_loader.batches import batches, known_length
 from deeplake_loader.branches import Branches
-from deeplake_loader.catalog import Catalog, Participant, weakly
+from deeplake_loader.catalog import Catalog
 from deeplake_loader.checkout import BranchVerbs
-from deeplake_loader.errors import DecodeError, InputError, NotFoundError, SQLError, StoreError
-from deeplake_loader.indexes import Indexes, IndexVerbs
+from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
+from deeplake_loader.indexes import IndexVerbs
 from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
-from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.quarantine import QuarantineVerbs
-from deeplake_loader.references import References
-from deeplake_loader.rows import KEY_PREFIX, Place, RowSet
-from deeplake_loader.schema import Schema
+from deeplake_loader.rows import Place, RowSet
 from deeplake_loader.search.verbs import SearchVerbs
-from deeplake_loader.shards import Shards
-from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Plan
-from deeplake_loader.types import Table, quote_identifier
-from deeplake_loader.vectors import Vectors
-from deeplake_loader.views import Views
-from deeplake_loader.writing import Bound, Validate, Writer
+from deeplake_loader.types import Table
+from deeplake_loader.writing import Validate
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,12 +37,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from deeplake_loader.codecs import MediaInfo
-    from deeplake_loader.columnar import ColumnarRows
     from deeplake_loader.inspection import Description
+    from deeplake_loader.parts import Parts
+    from deeplake_loader.rows import Source
     from deeplake_loader.stream import Stream
 
-T = TypeVar("T")
-_MAX_PLANS = 1_000
 _VECTOR_BATCH, _BLOB_BATCH = 65_536, 1_024
 """Rows per step of a bulk insert: 200 MB of 768 float32, or 22 MB of 22 KB images. More images a step took half as long
 again, because the disk idles until the first step is encoded."""
@@ -118,17 +107,15 @@ def locate_store(url: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(home)), *parts)
 
 
-class _Plans(dict[tuple[str, int], Plan], Participant):
-    """Compiled statements by text and schema number; a rolled-back number comes back for another schema."""
+def assemble(catalog: Catalog, source: Source) -> Parts:
+    """The parts of a handle, made for its catalog."""
+    if getattr(catalog, "dialect", "sqlite") == "postgres":
+        from deeplake_loader.postgres import assembly
 
-    def rollback_to(self, _token: object) -> None:
-        self.clear()
+        return assembly.assemble(catalog, source)
+    from deeplake_loader import embedded
 
-    def rolled_back(self) -> None:
-        self.clear()
-
-    def forked(self) -> None:
-        self.clear()
+    return embedded.assemble(catalog, source)
 
 
 class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs):
@@ -145,20 +132,13 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._shards, self._vectors = Shards(catalog), Vectors(catalog)
-        self._indexes = Indexes(catalog, self._vectors)
-        self._views = Views(catalog)
-        self._overlays, self._schema = BranchWriter(catalog, self._views), Schema(catalog, self._views, self._indexes)
-        self._references = References(catalog, self._views, self._overlays)
-        self._writer = Writer(catalog, self._shards, self._vectors, self, self._overlays.target)
-        self._begin_searching(self._writer)
-        self._plans = _Plans()
+        parts = assemble(catalog, self)
+        self._shards, self._vectors, self._indexes = parts.shards, parts.vectors, parts.indexes
+        self._views, self._overlays, self._references = parts.views, parts.overlays, parts.references
+        self._writer, self._runner = parts.writer, parts.runner
         self._engines: dict[str, Engine] = {}
-        catalog.participants.append(self._plans)
-        catalog.add_hook(self._vectors.register)
+        self._begin_searching(parts)
         self._begin_merging(self)
-        clock = weakly(catalog.now)
-        catalog.add_hook(lambda connection: shims.register(connection, clock))
 
     @property
     def root(self) -> str:
@@ -183,34 +163,14 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
                 PostgreSQL's result here. ConstraintError, TypeMismatchError, MediaError, DimensionError: nothing of the
                 statement was written.
         """
-        kind = self._plan(sql).kind  # and planned again under the lock: until then another process may ALTER the table
-        if kind == "select":
-            with self._catalog.snapshot():
-                return self._select(self._plan(sql), params, sql)
-        if kind in ("insert", "update", "delete"):
-            return self._modify(sql, params)
-        with self._catalog.transaction():
-            plan = self._plan(sql)
-            self._schema.change(plan, sql)
-        index = None if plan.index is None else self._indexes.named(plan.index.name)
-        if index is not None and not self._catalog.in_transaction:
-            self._indexes.build(index)
-        return RowSet((), (), [], rowcount=0, returns_rows=False)
+        return self._runner.execute(sql, params)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> RowSet:
         """One INSERT, UPDATE or DELETE for every row of parameters, all or nothing; ``rowcount`` is the total.
 
         `insert` is several times faster for many new rows.
         """
-        with self._catalog.transaction(), self._typed_errors():
-            plan = self._plan(sql)
-            if plan.kind not in ("insert", "update", "delete") or plan.returning:
-                raise InputError(
-                    "executemany runs INSERT, UPDATE or DELETE without RETURNING; use execute for the rest"
-                )
-            bound = [(self._writer.bind(plan, params, row=i), params) for i, params in enumerate(rows)]
-            total = sum(self._run(plan, b, params, sql)[1] for b, params in bound)
-        return RowSet((), (), [], rowcount=total, returns_rows=False)
+        return RowSet((), (), [], rowcount=self._runner.executemany(sql, rows), returns_rows=False)
 
     def compiled(self, sql: str) -> Plan:
         """What a statement is, without running it: its kind, whether it writes, its result columns and their types."""
@@ -263,106 +223,20 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
 
     def describe(self, table: str) -> Description:
         """What a table is made of beside its columns: defaults, keys, constraints and indexes with their names."""
-        from deeplake_loader.inspection import describe
-
         with self._catalog.snapshot():
-            return describe(self._catalog, self._table(table), self._indexes.all())
+            return self._runner.describe(self._table(table))
 
     def _plan(self, sql: str) -> Plan:
-        if self._views.on_main:
-            return self._cached(sql, sql, compile_statement)
-        branch = self._views.branch
-        return self._cached(f"{KEY_PREFIX}{branch}:{sql}", sql, self._compile_on_branch)
-
-    def _compile_on_branch(self, sql: str, tables: Mapping[str, Table]) -> Plan:
-        physical = {table.name: self._overlays.target(table.name) for table in tables.values()}
-        return compile_statement(sql, tables, physical=physical)
+        return self._runner.plan(sql)
 
     def _plan_stream(self, sql: str) -> Plan:
-        plan = self._cached(f"{KEY_PREFIX}:{sql}", sql, compile_stream)
+        plan = self._runner.stream_plan(sql)
         if plan.kind != "select":
             raise InputError(f"a stream needs a SELECT, got {plan.kind.upper().replace('_', ' ')}")
         return plan
 
-    def _cached(self, key: str, sql: str, compile_: Any) -> Plan:
-        if not isinstance(sql, str):
-            raise InputError(f"a statement is a str, got {type(sql).__name__}")
-        version = self._catalog.schema_version()
-        plan = self._plans.get((key, version))
-        if plan is None:
-            stored = self._catalog.plan(key)
-            plan = None if stored is None else Plan.from_json(stored)
-            if plan is None:
-                plan = compile_(sql, self._catalog.tables())
-                self._catalog.put_plan(key, plan.to_json())
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            self._plans[key, version] = plan
-        return plan
-
-    def _select(self, plan: Plan, params: object, sql: str) -> RowSet:
-        return self._rowset(plan, self._fetch(plan, params, sql, self._catalog.fetchall))
-
-    def _fetch(self, plan: Plan, params: object, sql: str, fetch: Callable[..., T]) -> T:
-        """What ``fetch`` makes of the statement's rows, by the fastest of the ways to them."""
-        with self._typed_errors():
-            self._views.refresh(plan.reads)
-            found = None if plan.fast is None else self._statements.fetch(plan, plan.fast, params, sql, fetch)
-            if plan.counted is not None and self._views.in_parts(plan.counted.table):
-                values = self._writer.bind(plan, params, binds=plan.counted.binds).values
-                found = fetch(plan.counted.sql, values, user_sql=sql)
-            if found is None:
-                found = fetch(plan.sql, self._writer.bind(plan, params).values, user_sql=sql)
-        return found
-
-    def _columnar(self, plan: Plan, params: object, sql: str) -> ColumnarRows:
-        from deeplake_loader.columnar import CHUNK, gather
-
-        names, types = [c.name for c in plan.results], [c.type for c in plan.results]
-
-        def fetch(text: str, values: Sequence[Any], *, user_sql: str) -> ColumnarRows:
-            return gather(names, types, self._catalog.chunks(text, values, size=CHUNK, user_sql=user_sql))
-
-        return self._fetch(plan, params, sql, fetch)
-
-    def _rowset(self, plan: Plan, records: list[tuple[Any, ...]]) -> RowSet:
-        return RowSet([c.name for c in plan.results], [c.type for c in plan.results], records, source=self)
-
-    def _modify(self, sql: str, params: object) -> RowSet:
-        with self._catalog.transaction(), self._typed_errors():
-            plan = self._plan(sql)
-            bound = self._writer.bind(plan, params)
-            records, rowcount, lastrowid = self._run(plan, bound, params, sql)
-        if plan.returning:
-            return self._rowset(plan, records)
-        return RowSet((), (), [], rowcount=rowcount, lastrowid=lastrowid, returns_rows=False)
-
-    def _run(self, plan: Plan, bound: Bound, params: object, sql: str) -> tuple[list[tuple[Any, ...]], int, int | None]:
-        """Records, rows changed, and the id of a single inserted row."""
-        if not self._views.on_main:
-            self._overlays.before(plan, lambda: self._writer.bind(plan, params, binds=plan.keys_binds).values, sql)
-        cursor = self._catalog.execute(plan.sql, bound.values, user_sql=sql)
-        records = cursor.fetchall() if plan.returning else []
-        rowcount = len(records) if plan.returning else cursor.rowcount
-        lastrowid = cursor.lastrowid if plan.kind == "insert" and rowcount == 1 else None
-        if not self._views.on_main:
-            self._overlays.after(plan)
-            self._references.settle(plan.target or "")
-        self._writer.finish(bound, plan, rowcount=rowcount, lastrowid=lastrowid)
-        return records, rowcount, lastrowid
-
-    @contextmanager
-    def _typed_errors(self) -> Iterator[None]:
-        """SQLite reports only that a function failed; the function kept the real error."""
-        self._vectors.take_error()
-        shims.take_error()
-        try:
-            yield
-        except SQLError as error:
-            kept = self._vectors.take_error() or shims.take_error()
-            if kept is None:
-                raise
-            raise kept from error
+    def _typed_errors(self) -> AbstractContextManager[None]:
+        return self._runner.typed_errors()
 
     # -- bulk ------------------------------------------------------------------------------------------------------
 
@@ -384,46 +258,11 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
             definition = self._table(table)
             size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
             for batch in batches(rows, size=size):
-                self._insert_batch(definition, batch, done, validate)
+                self._runner.insert_batch(definition, batch, done, validate)
                 done += batch.count
                 bar(batch.count)
             self._writer.settle()
         return done
-
-    def _insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:
-        real = self._overlays.ensure(self._views.branch, table.name)
-        columns, last = dict(batch.columns), self._last_rowid(table, real)
-        key = self._integer_key(table)
-        if key is not None and not any(str(name).lower() == key.lower() for name in columns):
-            columns = {key: range(last + 1, last + 1 + batch.count), **columns}
-        bulk = key is None or _all_above(columns, key, last)
-        if bulk:  # the guards against REPLACE and the log's insert trigger have nothing to find: see history
-            self._catalog.execute("UPDATE _dl_head SET bulk = 1")
-        first = last if bulk else None
-        self._writer.insert_columns(
-            table, columns, batch.count, first_row=first_row, validate=validate, key=key, after_rowid=first
-        )
-        if bulk:
-            history.log_bulk_insert(self._catalog, real, after_rowid=last)
-            self._catalog.execute("UPDATE _dl_head SET bulk = 0")
-        if real != table.name:
-            self._overlays.return_ids(table.name)
-            self._references.settle(table.name)
-
-    def _last_rowid(self, table: Table, real: str) -> int:
-        """The highest rowid in use or ever used, on main or the branch, so that new ids follow it."""
-        row = self._catalog.fetchone(
-            "SELECT max(coalesce((SELECT max(seq) FROM main.sqlite_sequence WHERE name IN (?, ?)), 0), "
-            f"coalesce((SELECT max(rowid) FROM main.{quote_identifier(real)}), 0))",
-            (table.name, real),
-        )
-        return int(row[0])
-
-    def _integer_key(self, table: Table) -> str | None:
-        """The key column that is SQLite's rowid, if there is one."""
-        info = self._catalog.fetchall(f"PRAGMA main.table_info({quote_identifier(table.name)})")
-        keys = [(name, declared) for _, name, declared, _, _, key in info if key]
-        return keys[0][0] if len(keys) == 1 and keys[0][1].upper() == "INTEGER" else None
 
     def _table(self, name: str) -> Table:
         found = self._catalog.table(name) if isinstance(name, str) else None
@@ -466,7 +305,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
                     "a stream cannot begin inside a transaction, whose rows its readers do not see; commit first"
                 )
             plan = self._plan_stream(sql)
-            rows = self._columnar(plan, params, sql)
+            rows = self._runner.columnar(plan, params, sql)
             kept = self._kept(rows.addresses())
         if kept is not None:
             rows = rows.take(kept)
@@ -551,10 +390,3 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
 
     def __reduce__(self) -> Any:
         raise StoreError("a Database holds open files and cannot be pickled; send its root and connect there")
-
-
-def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
-    values: Any = next(v for name, v in columns.items() if str(name).lower() == key.lower())
-    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
-        return len(values) > 0 and bool(values.min() > last)
-    return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)

@@ -66,6 +66,10 @@ RANKS = {
     "dbapi": 10,
     "sqlalchemy": 11,
     "inspection": 5,
+    "plans": 5,
+    "parts": 7,
+    "embedded": 8,
+    "postgres": 8,
     "cli": 10,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}

@@ -11,11 +11,8 @@ from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import InputError, NotFoundError
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Row
-from deeplake_loader.search.candidates import LiveRows
-from deeplake_loader.search.copies import Copies
-from deeplake_loader.search.engine import Searcher
 from deeplake_loader.search.results import SearchResult
-from deeplake_loader.search.statements import Answer, Lists, Statements
+from deeplake_loader.search.statements import Answer, Lists
 from deeplake_loader.types import Table, quote_identifier
 
 if TYPE_CHECKING:
@@ -23,13 +20,13 @@ if TYPE_CHECKING:
 
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.indexes import Indexes
+    from deeplake_loader.parts import Parts
     from deeplake_loader.rows import RowSet, Source
     from deeplake_loader.search.device import TorchDevice
     from deeplake_loader.search.duplicates import NearDuplicates
     from deeplake_loader.sql.plan import Plan
     from deeplake_loader.vectors import Vectors
     from deeplake_loader.views import Views
-    from deeplake_loader.writing import Writer
 
 SearchMetric = Literal["cosine", "l2", "inner"]
 _MOST = 1 << 62  # rows that one may ask for: all there are
@@ -62,11 +59,8 @@ class SearchVerbs:
     _views: Views
     _indexes: Indexes
 
-    def _begin_searching(self, writer: Writer) -> None:
-        self._copies = Copies(self._catalog, self._vectors.matrix)
-        self._searcher = Searcher(self._vectors.matrix, self._vectors.gather, self._copies)
-        live = LiveRows(self._catalog, self._views)
-        self._statements = Statements(self._catalog, writer, self._searcher, live)
+    def _begin_searching(self, parts: Parts) -> None:
+        self._copies, self._searcher, self._statements = parts.copies, parts.searcher, parts.statements
         self._devices = _Devices()
         self._catalog.participants.append(self._devices)
 
