@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deeplake_loader import kernels, store
+from deeplake_loader import adopted, kernels, store
 from deeplake_loader.errors import CorruptionError, NotFoundError
 from deeplake_loader.extents import Extents
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, unpack_address
@@ -38,6 +38,7 @@ class Queries(Protocol):
     def root(self) -> store.Root: ...
     def fetchone(self, sql: str, params: Sequence[Any] = ()) -> Any: ...
     def fetchall(self, sql: str, params: Sequence[Any] = ()) -> list[Any]: ...
+    def meta(self, key: str, /) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class BlobReader:
         member = self._find(address)
         place, data = member.place, member.resting
         if data is None:
-            data = self._files.read(self._queries.root, place, place.offset, place.length)
+            data = self._files.read(self._path, place, place.offset, place.length)
         if checksums(data) != member.checks:
             self._raise_corrupt(place, data, member.checks, 0)
         return data
@@ -122,7 +123,7 @@ class BlobReader:
     def _read_blocks(self, member: Found, begin: int, end: int) -> bytes:
         """From a multiple of CHECK_BLOCK to another one or the end, verified."""
         place, first = member.place, begin // CHECK_BLOCK
-        data = self._files.read(self._queries.root, place, place.offset + begin, end - begin)
+        data = self._files.read(self._path, place, place.offset + begin, end - begin)
         checks = member.checks[first * 4 : -(-end // CHECK_BLOCK) * 4]
         if kernels.crc32c_blocks(data, CHECK_BLOCK) != checks:
             self._raise_corrupt(place, data, checks, first)
@@ -156,10 +157,16 @@ class BlobReader:
         for number, ordinals, chosen in _by_file(wanted):
             url, table[:, chosen] = self._places(number, ordinals)
             file[chosen] = len(paths)
-            paths.append(self._queries.root.path(url))
+            paths.append(self._path(url))
         offset, length, check = table
         length[wanted == 0] = 0
         return Extents(tuple(paths), file[back], offset[back], length[back], check[back], addresses)
+
+    def _path(self, url: str) -> str:
+        """The path of a file of the store, or of one that was adopted where it lies."""
+        if adopted.is_adopted(url):
+            return adopted.local_path(url, self._queries)
+        return self._queries.root.path(url)
 
     def infos(self, addresses: np.ndarray) -> list[str | None]:
         """The media facts of many blobs as JSON, in order; None for NULL and where there are none."""
@@ -300,14 +307,14 @@ class _OpenFiles:
         self._lock = threading.Lock()
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
 
-    def read(self, root: store.Root, place: Location, offset: int, length: int) -> bytes:
-        return store.read_at(self._get(root, place.url).fd, offset, length, str(place))
+    def read(self, path: Callable[[str], str], place: Location, offset: int, length: int) -> bytes:
+        return store.read_at(self._get(path, place.url).fd, offset, length, str(place))
 
-    def _get(self, root: store.Root, url: str) -> _OpenFile:
+    def _get(self, path: Callable[[str], str], url: str) -> _OpenFile:
         with self._lock:
             file = self._files.get(url)
             if file is None:
-                file = self._files[url] = _OpenFile(root.path(url))
+                file = self._files[url] = _OpenFile(path(url))
                 if len(self._files) > MAX_OPEN_FILES:
                     self._files.popitem(last=False)
             else:

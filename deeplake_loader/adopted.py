@@ -1,0 +1,127 @@
+"""Files outside the store that its catalog may name: tars adopted where they lie.
+
+A file of the store has a url relative to the store's root; an adopted one an absolute url (``file:///data/a.tar``,
+``s3://bucket/a.tar``). Such a url is opened only when its scheme is one of `SCHEMES` and it lies below a root that
+ingesting has recorded in the catalog (`_dl_meta`, "adopted_roots"): a row that names any other file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Protocol
+from urllib.parse import quote, unquote, urlsplit
+
+from deeplake_loader.errors import InputError, StoreError
+
+SCHEMES = ("file", "http", "https", "s3", "gs", "az")
+ROOTS = "adopted_roots"
+"""Fact in _dl_meta: a JSON list of the urls, each ending in '/', below which adopted files lie."""
+
+
+class Facts(Protocol):
+    """What is asked of the catalog."""
+
+    def meta(self, key: str, /) -> str | None: ...
+
+
+class Writes(Facts, Protocol):
+    """The same with a transaction."""
+
+    def set_meta(self, key: str, value: str, /) -> None: ...
+
+
+def is_adopted(url: str) -> bool:
+    """Whether a url of the catalog names a file outside the store: ours to read, never to change or delete."""
+    return "://" in url
+
+
+def file_url(path: str) -> str:
+    """The url of a local file.
+
+    >>> file_url("/data/my shard.tar")
+    'file:///data/my%20shard.tar'
+    """
+    return "file://" + quote(os.path.realpath(path))
+
+
+def root_of(url: str) -> str:
+    """The folder that holds the file, as a url.
+
+    >>> root_of("s3://bucket/a/b.tar")
+    's3://bucket/a/'
+    """
+    return url.rpartition("/")[0] + "/"
+
+
+def roots(facts: Facts) -> tuple[str, ...]:
+    """The recorded roots."""
+    text = facts.meta(ROOTS)
+    return tuple(json.loads(text)) if text else ()
+
+
+def add_roots(facts: Writes, urls: Iterable[str]) -> None:
+    """Records more roots, in the caller's transaction.
+
+    Raises:
+        InputError: a scheme that is not opened, or a host that is not public.
+    """
+    for url in urls:
+        check_url(url)
+    known = roots(facts)
+    wanted = sorted({*known, *urls})
+    if len(wanted) > len(known):
+        facts.set_meta(ROOTS, json.dumps(wanted))
+
+
+def check_url(url: str) -> None:
+    """Refuses what no adopted file may be: another scheme, credentials in the url, a host that is not public."""
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise InputError(f"{_shown(url)} cannot be adopted: its scheme is none of {', '.join(SCHEMES)}")
+    if parts.username or parts.password:
+        raise InputError(f"{_shown(url)} holds a user name or password; give credentials by the environment")
+    if any(part in (".", "..") for part in unquote(parts.path).split("/")) or "\0" in unquote(parts.path):
+        raise InputError(f"{_shown(url)} is no plain path: it holds '.', '..' or a NUL")
+    if parts.scheme in ("http", "https") and not _is_public(parts.hostname or ""):
+        raise InputError(f"{_shown(url)} lies on a host that is not public; download it, then ingest the file")
+
+
+def allowed(url: str, below: Iterable[str]) -> bool:
+    """Whether the url is well formed and lies below one of these roots."""
+    try:
+        check_url(url)
+    except InputError:
+        return False
+    return any(url.startswith(root) for root in below)
+
+
+def local_path(url: str, facts: Facts) -> str:
+    """The path of an adopted local file, by its url as the catalog names it.
+
+    Raises:
+        StoreError: the url is not below a recorded root, or a link leads out of it.
+    """
+    below = roots(facts)
+    if not url.startswith("file:///") or not allowed(url, below):
+        raise StoreError(f"the catalog names the file {_shown(url)}, which was never adopted; refused")
+    path = os.path.realpath(unquote(url.removeprefix("file://")))
+    if not allowed(file_url(path), below):
+        raise StoreError(f"the adopted file {_shown(url)} leads to {path}, which was never adopted; refused")
+    return path
+
+
+def _shown(url: str) -> str:
+    """The url without what may be a secret in it."""
+    parts = urlsplit(url)
+    return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
+
+
+def _is_public(host: str) -> bool:
+    """Whether a name or address is not plainly one of this machine or network; a name is looked up when it is read."""
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        return "." in host and not host.lower().rstrip(".").endswith((".local", ".internal", ".localhost"))
