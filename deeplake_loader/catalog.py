@@ -1,35 +1,31 @@
-"""The catalog: one SQLite file whose transaction is the store's only commit point.
+"""The catalog: the database whose transaction is the store's only commit point. Here is what both databases share.
 
-A transaction may have participants (the shards, the vectors) that keep bytes outside SQLite. When the outermost
+A transaction may have participants (the shards, the vectors) that keep bytes outside the database. When the outermost
 transaction ends, each makes its bytes durable (``prepare``), then the commit row and the user's rows are committed by
-one SQLite COMMIT, then each is told ``committed``; any failure before that rolls back both sides. A commit carries a
+one COMMIT, then each is told ``committed``; any failure before that rolls back both sides. A commit carries a
 client-made id: when COMMIT itself reports an error, the outcome is settled by looking for that id, and until it is
 settled no participant touches a file.
 
-    BEGIN IMMEDIATE -> statements -> prepare() -> _dl_commits -> COMMIT -> committed()
-                                   '--- any exception: ROLLBACK -> rolled_back()
+    BEGIN -> statements -> prepare() -> _dl_commits -> COMMIT -> committed()
+                     '--- any exception: ROLLBACK -> rolled_back()
+
+Statements of our own are written in the part of SQL that SQLite and PostgreSQL share, with ``?`` for values.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
-from deeplake_loader import catalog_file, store
+from deeplake_loader import store
 from deeplake_loader.catalog_file import utc_now
-from deeplake_loader.driver_errors import DRIVER_ERRORS, translate_error
-from deeplake_loader.errors import (
-    DeeplakeError,
-    InputError,
-    LockedError,
-    StoreError,
-)
+from deeplake_loader.errors import DeeplakeError, InputError, LockedError, StoreError
 from deeplake_loader.types import Table
 
 MAX_TIMEOUT_S = 1_000_000  # SQLite counts milliseconds in 31 bits
@@ -40,12 +36,34 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Parameters = Sequence[Any] | Mapping[str, Any]
-Hook = Callable[[sqlite3.Connection], None]
+Hook = Callable[[Any], None]
+Dialect = Literal["sqlite", "postgres"]
+
+
+class Cursor(Protocol):
+    """What a statement gives: its rows, how many it changed, and its columns."""
+
+    @property
+    def rowcount(self) -> int: ...
+    @property
+    def description(self) -> Any: ...
+    def fetchone(self) -> Any: ...
+    def fetchmany(self, size: int = ..., /) -> list[Any]: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Location(Protocol):
+    """Where a catalog is: small, picklable, without a password in its repr; another process opens the catalog by it."""
+
+    @property
+    def root(self) -> store.Root: ...
+    def open(self, *, create: bool = False, read_only: bool = False, timeout_s: float = 30.0) -> Catalog: ...
 
 
 def weakly(method: Callable[P, R]) -> Callable[P, R]:
-    """The bound method for SQLite to call, without holding its object: the garbage collector cannot look into what a
-    connection holds, so a handle that was dropped without ``close()`` would keep files and locks for ever."""
+    """The bound method for the database to call, without holding its object: the garbage collector cannot look into
+    what a connection holds, so a handle that was dropped without ``close()`` would keep files and locks for ever."""
     reference = weakref.WeakMethod(method)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -58,7 +76,8 @@ def weakly(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class Participant:
-    """Somebody who keeps bytes outside SQLite and takes part in its transactions; the hooks do nothing by default.
+    """Somebody who keeps bytes outside the database and takes part in its transactions; the hooks do nothing by
+    default.
 
     ``savepoint`` gives a token for the present state; ``rollback_to`` gets it back when the nested block failed.
     ``prepare`` runs before the commit, may still run SQL, and must leave every byte durable that the rows point at.
@@ -70,7 +89,7 @@ class Participant:
         return None
 
     def rollback_to(self, token: object) -> None:
-        """Forget what was done since ``token``; SQLite has rolled back its part already."""
+        """Forget what was done since ``token``; the database has rolled back its part already."""
 
     def prepare(self) -> None:
         """Make the transaction's bytes durable."""
@@ -79,7 +98,7 @@ class Participant:
         """The transaction is durable."""
 
     def rolled_back(self) -> None:
-        """The transaction left nothing in SQLite: take back its bytes."""
+        """The transaction left nothing in the database: take back its bytes."""
 
     def forked(self) -> None:
         """This is a child process: the parent's handles and locks are not ours."""
@@ -102,15 +121,15 @@ class _Guard:
     """Lets one thread at a time in, again and again; a class, since a statement enters a dozen times and a generator
     would cost it 20 us. A forked child gets a new one while its parent's blocks unwind."""
 
-    __slots__ = ("_folder", "_lock", "_timeout_s")
+    __slots__ = ("_lock", "_name", "_timeout_s")
 
-    def __init__(self, folder: str, timeout_s: float) -> None:
-        self._lock, self._folder, self._timeout_s = threading.RLock(), folder, timeout_s
+    def __init__(self, name: str, timeout_s: float) -> None:
+        self._lock, self._name, self._timeout_s = threading.RLock(), name, timeout_s
 
     def __enter__(self) -> None:
         if not self._lock.acquire(timeout=self._timeout_s):
             raise LockedError(
-                f"another thread's transaction on {self._folder} did not end within {self._timeout_s} s; "
+                f"another thread's transaction on {self._name} did not end within {self._timeout_s} s; "
                 "end it, or open a handle of its own for this thread"
             )
 
@@ -119,20 +138,23 @@ class _Guard:
             self._lock.release()
         except RuntimeError:
             raise InputError(
-                f"a transaction on {self._folder} was left in another thread than it was entered in; keep it in one"
+                f"a transaction on {self._name} was left in another thread than it was entered in; keep it in one"
             ) from None
 
 
-class Catalog:
-    """One process's handle on ``<root>/catalog.sqlite``; threads may share it, a forked child reconnects by itself.
+def check_timeout(timeout_s: object) -> None:
+    """InputError unless it is a number of seconds that both databases can count."""
+    if not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= MAX_TIMEOUT_S:
+        raise InputError(f"timeout_s must be a number of seconds from 0 to {MAX_TIMEOUT_S}, got {timeout_s!r}")
 
-    >>> import tempfile
-    >>> catalog = Catalog.open(tempfile.mkdtemp())
-    >>> with catalog.transaction("first") as tx:
-    ...     _ = catalog.execute("CREATE TABLE t (a INTEGER)")
-    >>> catalog.head(), tx.seq
-    (1, 1)
+
+class Catalog(ABC):
+    """One process's handle on the catalog of a store; threads may share it, a forked child reconnects by itself.
+
+    `sqlite_catalog.SqliteCatalog` and `postgres.catalog.PostgresCatalog` are the two.
     """
+
+    dialect: Dialect
 
     def __init__(self, root: store.Root, *, read_only: bool, timeout_s: float) -> None:
         self.root = root
@@ -141,71 +163,143 @@ class Catalog:
         self.branch = 1
         self.participants: list[Participant] = []
         self._hooks: list[Hook] = []
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Any = None
         self._closed = False
         self._reset()
         _catalogs.add(self)
 
     def _reset(self) -> None:
-        self._lock = _Guard(self.root.folder, self.timeout_s)
+        self._lock = _Guard(self.name, self.timeout_s)
         self._transaction: Transaction | None = None
         self._unsettled: Transaction | None = None
         self._depth = 0
-        self._changes_at_start = self._schema_at_start = 0
         self._snapshots = 0
         self._snapshot_clock: str | None = None
-        self._keep_temporary = False
         self._tables: tuple[int, Mapping[str, Table]] | None = None
         self._plans: dict[tuple[str, int], str] = {}
         self._unsaved_plans: list[tuple[str, int, str]] = []
 
-    @classmethod
-    def open(
-        cls, root: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, timeout_s: float = 30.0
-    ) -> Catalog:
-        """The catalog of the store in folder ``root``, made there when ``create`` and there is none.
+    # -- what each database does in its own way ----------------------------------------------------------------------
 
-        Args:
-            read_only: refuse every write; works on a read-only file system.
-            timeout_s: how long a write waits for another writer before LockedError.
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The store as errors and reprs name it, without a password."""
 
-        Raises:
-            NotFoundError: no store there and ``create`` is false.
-            StoreError: the folder or file cannot be used, is no store, or was written by a newer release.
-            CorruptionError: the catalog file is damaged.
-        """
-        if not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= MAX_TIMEOUT_S:
-            raise InputError(f"timeout_s must be a number of seconds from 0 to {MAX_TIMEOUT_S}, got {timeout_s!r}")
-        catalog = cls(store.Root(os.path.abspath(os.fspath(root))), read_only=read_only, timeout_s=timeout_s)
-        try:
-            catalog_file.prepare_folder(catalog.root, create=create and not read_only)
-            catalog_file.prepare_tables(catalog.root, catalog.connection, create=create and not read_only)
-        except BaseException:
-            catalog.close()
-            raise
-        return catalog
+    @property
+    @abstractmethod
+    def location(self) -> Location:
+        """What another process needs to open the catalog."""
+
+    @abstractmethod
+    def _connect(self) -> Any:
+        """A new connection of the driver."""
+
+    @abstractmethod
+    def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> Cursor:
+        """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
+
+    @abstractmethod
+    def executemany(self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None) -> Cursor:
+        """The cursor of one statement run for every row of parameters."""
+
+    @abstractmethod
+    def fetchall(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> list[Any]:
+        """Every row of one statement; the way to read that other threads cannot come between."""
+
+    @abstractmethod
+    def chunks(
+        self, sql: str, params: Parameters = (), *, size: int, user_sql: str | None = None
+    ) -> Iterator[list[Any]]:
+        """The rows of one statement, ``size`` at a time; other threads wait until the last one was taken."""
+
+    @abstractmethod
+    def fetchone(self, sql: str, params: Parameters = ()) -> Any:
+        """The first row of one statement, or None."""
+
+    @abstractmethod
+    def one_of(self, expression: str, values: Sequence[int] | Sequence[str]) -> tuple[str, tuple[object, ...]]:
+        """A condition, and its one parameter, that holds where ``expression`` is one of the values, however many."""
+
+    @abstractmethod
+    def schema_version(self) -> int:
+        """A number that every change of the schema changes."""
+
+    @abstractmethod
+    def changes(self) -> tuple[int, int]:
+        """A number that other connections' commits change, and one that this connection's own writes change."""
+
+    @abstractmethod
+    def private(self) -> AbstractContextManager[None]:
+        """Changes to TEMP tables only: they make no commit, and outlive a snapshot."""
+
+    def without_foreign_keys(self) -> AbstractContextManager[None]:
+        """Foreign keys neither checked nor acted on in transactions of the block, where the database can do that only
+        for a whole connection."""
+        return nullcontext()
+
+    @abstractmethod
+    def _start_writing(self) -> None:
+        """Begins the database's transaction."""
+
+    @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether the database's transaction still stands."""
+
+    @abstractmethod
+    def _undo(self) -> None:
+        """Rolls the database's transaction back, if it still stands; never fails."""
+
+    @abstractmethod
+    def _start_reading(self) -> int:
+        """Begins a transaction whose reads are fixed; gives the newest commit it shows."""
+
+    @abstractmethod
+    def _stop_reading(self) -> None:
+        """Ends it; never fails."""
+
+    @abstractmethod
+    def _record(self, tx: Transaction) -> None:
+        """Writes the commit's row, if the transaction changed anything or has a message, and sets its number."""
+
+    @abstractmethod
+    def seal(self, branch: int, message: str | None = None) -> int:
+        """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
+        own, within the open transaction; what follows belongs to the next one."""
+
+    @abstractmethod
+    def _commit(self, tx: Transaction) -> None:
+        """Commits, settles the outcome and finishes."""
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Makes the outcome of a failed COMMIT certain."""
+
+    @abstractmethod
+    def _save_plans(self, plans: Sequence[tuple[str, int, str]]) -> None:
+        """Keeps compiled statements for other processes; a store that cannot be written now goes without."""
 
     # -- connection ------------------------------------------------------------------------------------------------
 
     @property
-    def connection(self) -> sqlite3.Connection:
-        """This process's SQLite connection, opened at first use."""
+    def connection(self) -> Any:
+        """This process's connection of the driver, opened at first use."""
         if self._connection is None:
             if self._closed:
-                raise StoreError(f"the store {self.root.folder} was closed; connect again")
-            self._connection = catalog_file.connect(self.root, read_only=self.read_only, timeout_s=self.timeout_s)
+                raise StoreError(f"the store {self.name} was closed; connect again")
+            self._connection = self._connect()
             for hook in self._hooks:
                 hook(self._connection)
         return self._connection
 
     def add_hook(self, hook: Hook) -> None:
-        """Calls ``hook(connection)`` now and for every later connection (after a fork): to register SQL functions."""
+        """Calls ``hook(connection)`` now and for every later connection (after a fork, or a lost one)."""
         with self._guard():
             self._hooks.append(hook)
             hook(self.connection)
 
     def close(self) -> None:
-        """Gives the file back; an open transaction is rolled back. Closing twice does nothing."""
+        """Gives the connection back; an open transaction is rolled back. Closing twice does nothing."""
         self._closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -220,52 +314,9 @@ class Catalog:
     def _guard(self) -> _Guard:
         return self._lock
 
-    def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
-        """The cursor of one statement; errors become this package's own and quote ``user_sql`` (else ``sql``)."""
-        with self._guard():
-            try:
-                return self.connection.execute(sql, params)
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, user_sql or sql) from error
-
-    def executemany(self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None) -> sqlite3.Cursor:
-        """The cursor of one statement run for every row of parameters."""
-        with self._guard():
-            try:
-                return self.connection.executemany(sql, rows)
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, user_sql or sql) from error
-
-    def fetchall(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> list[Any]:
-        """Every row of one statement; the way to read that other threads cannot come between."""
-        with self._guard():
-            try:
-                return self.connection.execute(sql, params).fetchall()
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, user_sql or sql) from error
-
-    def chunks(
-        self, sql: str, params: Parameters = (), *, size: int, user_sql: str | None = None
-    ) -> Iterator[list[Any]]:
-        """The rows of one statement, ``size`` at a time; other threads wait until the last one was taken."""
-        with self._guard():
-            try:
-                cursor = self.connection.execute(sql, params)
-                while rows := cursor.fetchmany(size):
-                    yield rows
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, user_sql or sql) from error
-
-    def fetchone(self, sql: str, params: Parameters = ()) -> Any:
-        """The first row of one statement, or None."""
-        with self._guard():
-            try:
-                cursor = self.connection.execute(sql, params)
-                row = cursor.fetchone()
-                cursor.close()
-                return row
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, sql) from error
+    def retry(self, work: Callable[[], R]) -> R:
+        """What ``work`` gives; run again, outside of a transaction, where the database asks for that."""
+        return work()
 
     # -- transactions ----------------------------------------------------------------------------------------------
 
@@ -305,38 +356,25 @@ class Catalog:
 
     def _begin(self, message: str | None) -> Transaction:
         if self.read_only:
-            raise StoreError(f"{self.root.folder} was opened read-only; connect without read_only to write")
+            raise StoreError(f"{self.name} was opened read-only; connect without read_only to write")
         if self._snapshots:
             raise InputError("a transaction cannot begin inside a snapshot, whose reads are fixed; begin it first")
         self._settle()
-        self.execute("BEGIN IMMEDIATE")
+        self._start_writing()
         tx = self._transaction = Transaction(os.urandom(16).hex(), utc_now(), message, branch=self.branch)
         self._depth = 0
-        self._changes_at_start = self.connection.total_changes
-        self._schema_at_start = self.schema_version()
         return tx
 
     def _check_open(self, tx: Transaction) -> None:
         if self._transaction is not tx:
             raise StoreError("this transaction belongs to the parent process; begin one in the process that writes")
-        if not self.connection.in_transaction:
+        if not self._is_open():
             raise StoreError("the database rolled this transaction back after an earlier error; run it again")
 
     def _prepare(self, tx: Transaction) -> None:
         for participant in self.participants:
             participant.prepare()
-        changed = self.connection.total_changes != self._changes_at_start
-        if not changed and tx.message is None and self.schema_version() == self._schema_at_start:
-            return
-        tx.seq = self._number(tx.id, tx.branch, tx.message)
-
-    def _number(self, commit: str, branch: int, message: str | None) -> int:
-        seq = self.head() + 1
-        row = (seq, commit, self.now(), catalog_file.author(), message, branch)
-        self.execute(
-            "INSERT INTO _dl_commits (seq, id, created_at, author, message, branch) VALUES (?, ?, ?, ?, ?, ?)", row
-        )
-        return seq
+        self._record(tx)
 
     @property
     def open_transaction(self) -> Transaction | None:
@@ -348,28 +386,11 @@ class Catalog:
         """Whether the innermost block is a savepoint of a transaction that began outside."""
         return self._depth > 0
 
-    def seal(self, branch: int, message: str | None = None) -> int:
-        """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
-        own, within the open transaction; what follows belongs to the next one."""
-        seq = self._number(os.urandom(16).hex(), branch, message)
-        self._changes_at_start = self.connection.total_changes
-        return seq
-
-    def _commit(self, tx: Transaction) -> None:
-        try:
-            self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._resolve(tx, error)
-        else:
-            self._finish(committed=True)
-
-    def _resolve(self, tx: Transaction, error: sqlite3.Error) -> None:
-        """After an error of COMMIT: returns if the commit is there after all, else raises."""
+    def _unclear(self, tx: Transaction, error: Exception) -> None:
+        """After an error of COMMIT: returns if the commit is there after all; raises if its outcome stays unclear."""
         self._unsettled = tx
         self._transaction = None
-        with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+        self._undo()
         try:
             self._settle()
         except DeeplakeError:
@@ -377,32 +398,11 @@ class Catalog:
                 f"the commit failed ({error}) and the store cannot yet tell its outcome; its files are left untouched, "
                 f"and the next transaction looks for commit {tx.id} first"
             ) from error
-        if tx.seq is None:
-            raise translate_error(error) from error
-
-    def _settle(self) -> None:
-        """Makes the outcome of a failed COMMIT certain.
-
-        A COMMIT whose fsync failed leaves whole frames in the write-ahead log that a later recovery could still take
-        for a commit. One more durable write overwrites them; only then may a participant cut its files.
-        """
-        tx = self._unsettled
-        if tx is None:
-            return
-        self.execute("INSERT OR REPLACE INTO _dl_meta VALUES ('settled', ?)", (tx.id,))
-        self._unsettled = None
-        query = "SELECT 1 FROM _dl_commits WHERE seq = ? AND id = ?"  # its number was its own while it held the lock
-        committed = self.fetchone(query, (tx.seq, tx.id)) is not None
-        if not committed:
-            tx.seq = None
-        self._finish(committed=committed)
 
     def _roll_back(self, tx: Transaction) -> None:
         if self._transaction is not tx:  # a forked child leaving its parent's block
             return
-        with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+        self._undo()
         self._finish(committed=False)
 
     def _finish(self, *, committed: bool) -> None:
@@ -431,9 +431,8 @@ class Catalog:
             self._check_open(tx)
             self.execute(f"RELEASE {name}")
         except BaseException:
-            if self._transaction is tx and self.connection.in_transaction:
-                self.execute(f"ROLLBACK TO {name}")
-                self.execute(f"RELEASE {name}")
+            if self._transaction is tx and self._is_open():
+                self._back_to(name)
                 self._forget_schema()
                 tx.branch = branch  # the handle returns to it as well
                 for participant, token in tokens:
@@ -442,70 +441,31 @@ class Catalog:
         finally:
             self._depth -= 1
 
+    def _back_to(self, savepoint: str) -> None:
+        self.execute(f"ROLLBACK TO {savepoint}")
+        self.execute(f"RELEASE {savepoint}")
+
     @contextmanager
     def snapshot(self) -> Iterator[int]:
         """One unchanging view for all reads of the block; gives the commit number it shows. Part of a transaction
         when one is open."""
         with self._guard():
             outermost = self._transaction is None and self._snapshots == 0
+            head = self._start_reading() if outermost else self.head()
             if outermost:
-                self.execute("BEGIN")
                 self._snapshot_clock = utc_now()
             self._snapshots += 1
             try:
-                yield self.head()
+                yield head
             finally:
                 self._snapshots -= 1
                 if outermost:
                     self._snapshot_clock = None
-                    self._end_snapshot()
-
-    def _end_snapshot(self) -> None:
-        """It only read: ROLLBACK is the cheapest way out and never fails halfway; COMMIT keeps TEMP tables."""
-        kept, self._keep_temporary = self._keep_temporary, False
-        with suppress(sqlite3.Error):
-            if kept and self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-        with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-
-    @contextmanager
-    def private(self) -> Iterator[None]:
-        """Changes to TEMP tables only: they make no commit, and outlive a snapshot."""
-        before = self.connection.total_changes
-        try:
-            yield
-            self._keep_temporary = self._keep_temporary or self._snapshots > 0
-        except BaseException:
-            self._keep_temporary = False
-            raise
-        finally:
-            self._changes_at_start += self.connection.total_changes - before
-
-    @contextmanager
-    def without_foreign_keys(self) -> Iterator[None]:
-        """SQLite neither checks foreign keys nor runs their actions in transactions of the block, on this handle."""
-        with self._guard():
-            self.execute("PRAGMA foreign_keys = OFF")  # SQLite ignores it inside a transaction
-            try:
-                yield
-            finally:
-                self.execute("PRAGMA foreign_keys = ON")
+                    self._stop_reading()
 
     def head(self) -> int:
         """The number of the newest commit, 0 in a new store; inside a transaction the one it builds on."""
         return int(self.fetchone("SELECT coalesce(max(seq), 0) FROM _dl_commits")[0])
-
-    def schema_version(self) -> int:
-        """SQLite's own counter of schema changes."""
-        return int(self.fetchone("PRAGMA schema_version")[0])
-
-    def changes(self) -> tuple[int, int]:
-        """A number that other connections' commits change, and one that this connection's own writes change."""
-        with self._guard():
-            version = self.connection.execute("PRAGMA data_version").fetchone()[0]
-            return version, self.connection.total_changes
 
     def meta(self, key: str) -> str | None:
         """A fact about the store, or None where it was never set."""
@@ -514,7 +474,8 @@ class Catalog:
 
     def set_meta(self, key: str, value: str) -> None:
         """Sets a fact about the store, within the open transaction."""
-        self.execute("INSERT OR REPLACE INTO _dl_meta VALUES (?, ?)", (key, value))
+        sql = "INSERT INTO _dl_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        self.execute(sql, (key, value))
 
     # -- table definitions and plans -------------------------------------------------------------------------------
 
@@ -540,13 +501,19 @@ class Catalog:
     def put_table(self, table: Table, ddl: str) -> None:
         """Records a table's definition and the user's CREATE TABLE; the caller runs the statement itself, in the same
         transaction."""
-        row = (table.name.lower(), table.to_json(), ddl)
-        self.execute("INSERT OR REPLACE INTO _dl_tables (name, definition, ddl) VALUES (?, ?, ?)", row)
-        self._tables = None
+        self.execute(
+            "INSERT INTO _dl_tables (name, definition, ddl) VALUES (?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, ddl = excluded.ddl",
+            (table.name.lower(), table.to_json(), ddl),
+        )
+        self._schema_changed()
 
     def drop_table(self, name: str) -> None:
         """Forgets a table's definition; the caller drops the table itself, in the same transaction."""
         self.execute("DELETE FROM _dl_tables WHERE name = ?", (name.lower(),))
+        self._schema_changed()
+
+    def _schema_changed(self) -> None:
         self._tables = None
 
     def plan(self, text: str) -> str | None:
@@ -578,18 +545,6 @@ class Catalog:
         self._plans[key] = plan
         return plan
 
-    def _save_plans(self, plans: Sequence[tuple[str, int, str]]) -> None:
-        # A lost plan is compiled again, so it is worth neither an fsync nor a wait for another writer.
-        with suppress(sqlite3.Error):
-            self.connection.execute("PRAGMA synchronous = NORMAL")
-            self.connection.execute("PRAGMA busy_timeout = 0")
-            self.connection.executemany("INSERT OR REPLACE INTO _dl_plans (text, schema, plan) VALUES (?, ?, ?)", plans)
-            newest = "SELECT max(number) FROM _dl_plans"
-            self.connection.execute(f"DELETE FROM _dl_plans WHERE number <= ({newest}) - ?", (MAX_PLANS,))
-        with suppress(sqlite3.Error):
-            self.connection.execute("PRAGMA synchronous = FULL")
-            self.connection.execute(f"PRAGMA busy_timeout = {round(self.timeout_s * 1000)}")
-
 
 # -- fork ------------------------------------------------------------------------------------------------------------
 
@@ -598,7 +553,8 @@ _inherited: list[object] = []
 
 
 def _forget_parent() -> None:
-    """In a forked child: SQLite handles must not be used or closed after a fork, so they are kept, unused, for ever."""
+    """In a forked child: a database's handles must not be used or closed after a fork, so they are kept, unused, for
+    ever."""
     for catalog in list(_catalogs):
         _inherited.append(catalog._connection)
         catalog._connection = None

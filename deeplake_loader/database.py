@@ -26,6 +26,7 @@ from deeplake_loader.quarantine import QuarantineVerbs
 from deeplake_loader.rows import Place, RowSet
 from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.sql.plan import Plan
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.types import Table
 from deeplake_loader.writing import Validate
 
@@ -75,7 +76,7 @@ def connect(
     >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
     1
     """
-    database = Database(Catalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
+    database = Database(SqliteCatalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
     if branch != "main":
         try:
             database.checkout(branch)
@@ -191,7 +192,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         """
         point = Branches(self._catalog).resolve(ref, branch=self._views.branch)
         timeout_s = self._catalog.timeout_s
-        then = Database(Catalog.open(self.root, create=False, read_only=True, timeout_s=timeout_s))
+        then = Database(SqliteCatalog.open(self.root, create=False, read_only=True, timeout_s=timeout_s))
         then._views.show_point(point)
         return then
 

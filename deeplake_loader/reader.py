@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from deeplake_loader import kernels
 from deeplake_loader.blobs import CHECK_BLOCK, BlobReader
-from deeplake_loader.catalog import Catalog
 from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
 from deeplake_loader.extents import Extents
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.vectors import Vectors
 
 Indices = npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class Reader:
     """
 
     def __init__(self, root: str, *, threads: int = 2, max_files: int = _MAX_FILES, max_spare: int = 4) -> None:
-        self._catalog = Catalog.open(root, create=False, read_only=True)
+        self._catalog = SqliteCatalog.open(root, create=False, read_only=True)
         self._blobs, self._vectors = BlobReader(self._catalog), Vectors(self._catalog)
         self._threads = threads
         self._lock = threading.Lock()  # of files and buffers; never held while bytes are read

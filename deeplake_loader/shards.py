@@ -70,7 +70,7 @@ class Shards(BlobReader, Participant):
     """The blobs of one store.
 
     >>> import tempfile
-    >>> catalog = Catalog.open(tempfile.mkdtemp())
+    >>> catalog = SqliteCatalog.open(tempfile.mkdtemp())
     >>> shards = Shards(catalog)
     >>> with catalog.transaction():
     ...     staged = shards.stage("photos", [[Member("photo", b"...", "jpg")]])

@@ -58,7 +58,7 @@ class Vectors(Participant):
 
     >>> import tempfile
     >>> from array import array
-    >>> catalog = Catalog.open(tempfile.mkdtemp())
+    >>> catalog = SqliteCatalog.open(tempfile.mkdtemp())
     >>> vectors = Vectors(catalog)
     >>> with catalog.transaction():
     ...     first, second = vectors.append("t", "v", ColumnType.parse("VECTOR(2)"), array("f", [1, 0, 0, 2]), 2)

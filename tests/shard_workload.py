@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.shards import Member, Shards
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 
 MAX_RESTING_SHARD = 60_000  # so that resting blobs move within a short run
 MAX_SHARD_BYTES = 150_000
@@ -37,7 +38,7 @@ def large(row: int) -> bytes:
 
 
 def open_store(root: str) -> tuple[Catalog, Shards]:
-    catalog = Catalog.open(root)
+    catalog = SqliteCatalog.open(root)
     return catalog, Shards(catalog, max_shard_bytes=MAX_SHARD_BYTES, max_resting_bytes=MAX_RESTING_SHARD)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from deeplake_loader.catalog import Catalog
 from deeplake_loader.codecs import encode
 from deeplake_loader.rows import KEY_PREFIX, RowSet
 from deeplake_loader.shards import Member, Shards
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.stream import Stream, build_stream
 from deeplake_loader.types import ColumnType
 from deeplake_loader.vectors import Vectors
@@ -42,7 +42,7 @@ class Store:
 
     def __init__(self, folder: Path, rows: int = ROWS, *, ragged: bool = False, shard_bytes: int = 40_000) -> None:
         self.root = str(folder)
-        self.catalog = Catalog.open(self.root)
+        self.catalog = SqliteCatalog.open(self.root)
         self.shards = Shards(self.catalog, max_shard_bytes=shard_bytes)
         self.vectors = Vectors(self.catalog)
         self.records: list[tuple[Any, ...]] = []

@@ -30,12 +30,13 @@ from deeplake_loader.errors import (
     SQLError,
     StoreError,
 )
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.types import Column, ColumnType, Table
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    made = Catalog.open(tmp_path / "store", timeout_s=0.2)
+def catalog(tmp_path: Path) -> Iterator[SqliteCatalog]:
+    made = SqliteCatalog.open(tmp_path / "store", timeout_s=0.2)
     with made.transaction("create"):
         made.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL CHECK (name <> 'bad'))")
     yield made
@@ -214,7 +215,7 @@ def test_the_clock_stands_still_in_a_transaction_and_in_a_snapshot(catalog: Cata
 
 
 def test_a_snapshot_does_not_see_later_commits(catalog: Catalog, tmp_path: Path) -> None:
-    other = Catalog.open(tmp_path / "store")
+    other = SqliteCatalog.open(tmp_path / "store")
     with catalog.snapshot() as seq, catalog.snapshot():
         with other.transaction():
             add(other, "later")
@@ -271,7 +272,7 @@ def test_sql_errors_quote_the_users_text(catalog: Catalog) -> None:
 
 
 def test_a_second_writer_waits_and_then_gets_a_typed_error(catalog: Catalog, tmp_path: Path) -> None:
-    other = Catalog.open(tmp_path / "store", timeout_s=0.1)
+    other = SqliteCatalog.open(tmp_path / "store", timeout_s=0.1)
     with catalog.transaction():
         add(catalog, "a")
         started = time.monotonic()
@@ -307,7 +308,7 @@ def test_driver_errors_map_to_what_a_caller_can_do() -> None:
 
 
 def test_threads_take_turns_and_never_enter_each_others_transaction(tmp_path: Path) -> None:
-    catalog = Catalog.open(tmp_path / "store")
+    catalog = SqliteCatalog.open(tmp_path / "store")
     with catalog.transaction():
         catalog.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT)")
     seen: list[int] = []
@@ -348,8 +349,9 @@ def test_a_thread_that_waits_too_long_for_another_gets_a_typed_error(catalog: Ca
 FORK = """
 import os, sys
 from deeplake_loader.catalog import Catalog
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.errors import StoreError
-catalog = Catalog.open(sys.argv[1])
+catalog = SqliteCatalog.open(sys.argv[1])
 registered = []
 catalog.add_hook(lambda connection: connection.create_function("who", 0, lambda: os.getpid()))
 with catalog.transaction():
@@ -391,8 +393,8 @@ def test_the_catalog_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = ["torch", "numpy", "pyarrow", "sqlalchemy", "fsspec", "webdataset", "sqlglot"]
     code = f"""
 import sys
-from deeplake_loader.catalog import Catalog
-catalog = Catalog.open(sys.argv[1])
+from deeplake_loader.sqlite_catalog import SqliteCatalog
+catalog = SqliteCatalog.open(sys.argv[1])
 with catalog.transaction(): catalog.execute("CREATE TABLE t (a)")
 assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)
 """
@@ -416,29 +418,29 @@ def test_a_store_is_durable_wal_and_full_sync(catalog: Catalog) -> None:
 
 def test_opening_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no store"):
-        Catalog.open(tmp_path / "none", create=False)
+        SqliteCatalog.open(tmp_path / "none", create=False)
     with pytest.raises(NotFoundError, match="no store"):
-        Catalog.open(tmp_path / "none", read_only=True)
+        SqliteCatalog.open(tmp_path / "none", read_only=True)
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
-        Catalog.open(tmp_path / "file" / "store")
+        SqliteCatalog.open(tmp_path / "file" / "store")
 
 
 def test_a_creation_that_never_finished_is_healed_by_the_next_writer(tmp_path: Path) -> None:
     (tmp_path / "catalog.sqlite").write_bytes(b"")
     with pytest.raises(StoreError, match="never finished"):
-        Catalog.open(tmp_path, create=False)
-    Catalog.open(tmp_path).close()
-    assert Catalog.open(tmp_path, create=False).head() == 0
+        SqliteCatalog.open(tmp_path, create=False)
+    SqliteCatalog.open(tmp_path).close()
+    assert SqliteCatalog.open(tmp_path, create=False).head() == 0
 
 
 def test_processes_that_create_one_store_at_once_agree(tmp_path: Path) -> None:
     code = """
 import sys
-from deeplake_loader.catalog import Catalog
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 sys.stdin.read()
-catalog = Catalog.open(sys.argv[1])
+catalog = SqliteCatalog.open(sys.argv[1])
 with catalog.transaction():
     catalog.execute("CREATE TABLE IF NOT EXISTS t (a)")
     catalog.execute("INSERT INTO t VALUES (1)")
@@ -455,7 +457,7 @@ print(catalog.meta("store_id"))
     done = [writer.communicate(timeout=60) for writer in writers]
     assert [errors for _, errors in done] == [""] * 4
     assert len({output for output, _ in done}) == 1
-    assert Catalog.open(tmp_path / "store").fetchone("SELECT count(*) FROM t") == (4,)
+    assert SqliteCatalog.open(tmp_path / "store").fetchone("SELECT count(*) FROM t") == (4,)
 
 
 def test_another_programs_database_and_a_newer_format_are_refused_untouched(tmp_path: Path) -> None:
@@ -464,18 +466,18 @@ def test_another_programs_database_and_a_newer_format_are_refused_untouched(tmp_
     foreign.close()
     before = (tmp_path / "catalog.sqlite").read_bytes()
     with pytest.raises(StoreError, match="accounts"):
-        Catalog.open(tmp_path)
+        SqliteCatalog.open(tmp_path)
     assert sqlite3.connect(tmp_path / "catalog.sqlite").execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
     assert len(before) == (tmp_path / "catalog.sqlite").stat().st_size
-    newer = Catalog.open(tmp_path / "newer")
+    newer = SqliteCatalog.open(tmp_path / "newer")
     newer.set_meta("format", "2")
     newer.close()
     with pytest.raises(StoreError, match=r"format 2.*upgrade"):
-        Catalog.open(tmp_path / "newer")
+        SqliteCatalog.open(tmp_path / "newer")
 
 
 def test_a_damaged_catalog_is_a_typed_error(tmp_path: Path) -> None:
-    catalog = Catalog.open(tmp_path / "store")
+    catalog = SqliteCatalog.open(tmp_path / "store")
     with catalog.transaction():
         catalog.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)")
         catalog.executemany("INSERT INTO t (data) VALUES (?)", [(os.urandom(3000),) for _ in range(200)])
@@ -490,14 +492,14 @@ def test_a_damaged_catalog_is_a_typed_error(tmp_path: Path) -> None:
     ):
         path.write_bytes(damaged)
         with pytest.raises((CorruptionError, StoreError)):
-            found = Catalog.open(tmp_path / "store")
+            found = SqliteCatalog.open(tmp_path / "store")
             assert len(found.fetchall("SELECT * FROM t")) == 200
 
 
 def test_read_only_reads_and_never_writes(catalog: Catalog, tmp_path: Path) -> None:
     with catalog.transaction():
         add(catalog, "a")
-    reader = Catalog.open(tmp_path / "store", read_only=True)
+    reader = SqliteCatalog.open(tmp_path / "store", read_only=True)
     assert names(reader) == ["a"]
     with pytest.raises(StoreError, match="read-only"), reader.transaction():
         pass
@@ -513,7 +515,7 @@ def test_read_only_reads_and_never_writes(catalog: Catalog, tmp_path: Path) -> N
 
 def test_a_cleanly_closed_store_is_readable_in_a_read_only_folder(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    made = Catalog.open(store)
+    made = SqliteCatalog.open(store)
     with made.transaction():
         made.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT)")
         add(made, "a")
@@ -521,11 +523,12 @@ def test_a_cleanly_closed_store_is_readable_in_a_read_only_folder(tmp_path: Path
     code = """
 import os, sys
 from deeplake_loader.catalog import Catalog
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.errors import StoreError
 os.setgid(65534); os.setuid(65534)
-assert Catalog.open(sys.argv[1], read_only=True).fetchall("SELECT name FROM t") == [("a",)]
+assert SqliteCatalog.open(sys.argv[1], read_only=True).fetchall("SELECT name FROM t") == [("a",)]
 try:
-    Catalog.open(sys.argv[1])
+    SqliteCatalog.open(sys.argv[1])
 except StoreError as error:
     sys.exit()
 sys.exit("a store in a read-only folder was opened for writing")
@@ -556,7 +559,7 @@ def definition(name: str, *columns: str) -> Table:
 
 
 def test_definitions_are_shared_and_follow_rollbacks(catalog: Catalog, tmp_path: Path) -> None:
-    other = Catalog.open(tmp_path / "store")
+    other = SqliteCatalog.open(tmp_path / "store")
     assert catalog.tables() == {} == other.tables()
 
     def make(table: Table) -> None:
@@ -588,7 +591,7 @@ def test_definitions_are_shared_and_follow_rollbacks(catalog: Catalog, tmp_path:
 def test_plans_outlive_the_process_but_not_the_schema(catalog: Catalog, tmp_path: Path) -> None:
     assert catalog.plan("SELECT 1") is None
     catalog.put_plan("SELECT 1", '{"a": 1}')
-    other = Catalog.open(tmp_path / "store")
+    other = SqliteCatalog.open(tmp_path / "store")
     assert other.plan("SELECT 1") == '{"a": 1}' == catalog.plan("SELECT 1")
     with catalog.transaction():
         catalog.execute("CREATE TABLE u (a)")
@@ -609,7 +612,7 @@ def test_plans_of_a_rolled_back_schema_are_forgotten(catalog: Catalog) -> None:
 
 
 def test_keeping_a_plan_waits_for_nobody_and_never_fails(catalog: Catalog, tmp_path: Path) -> None:
-    other = Catalog.open(tmp_path / "store", timeout_s=20)
+    other = SqliteCatalog.open(tmp_path / "store", timeout_s=20)
     with catalog.transaction():
         add(catalog, "a")
         started = time.monotonic()

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from deeplake_loader import history
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import InputError
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 
 PLAIN = "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, a TEXT, b INTEGER UNIQUE)"
 ROWS = [(1, "x", 1), (2, "y", 2), (3, "z", None), (4, "z", None)]
 
 
 def make(folder: Path, ddl: str = PLAIN, rows: list[tuple[object, ...]] = ROWS) -> Catalog:
-    catalog = Catalog.open(folder)
+    catalog = SqliteCatalog.open(folder)
     with catalog.transaction():
         catalog.execute(ddl)
         history.install(catalog, "t")
@@ -123,7 +124,7 @@ def test_the_past_survives_on_tables_of_every_shape(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("recursive", [False, True])
 def test_cascades_are_logged_also_when_replace_starts_them(tmp_path: Path, recursive: bool) -> None:
-    catalog = Catalog.open(tmp_path)
+    catalog = SqliteCatalog.open(tmp_path)
     with catalog.transaction():
         catalog.execute("CREATE TABLE p (id INTEGER PRIMARY KEY, x INTEGER)")
         catalog.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, p INTEGER REFERENCES p (id) ON DELETE CASCADE)")
@@ -182,7 +183,7 @@ def test_rowcount_ids_and_returning_are_the_databases_own(tmp_path: Path) -> Non
 
 
 def test_a_table_without_a_key_is_refused(tmp_path: Path) -> None:
-    catalog = Catalog.open(tmp_path)
+    catalog = SqliteCatalog.open(tmp_path)
     with pytest.raises(InputError, match="primary key"), catalog.transaction():
         catalog.execute("CREATE TABLE t (a TEXT)")
         history.install(catalog, "t")

@@ -27,10 +27,12 @@ RANKS = {
     "behind": 1,
     "progress": 1,
     "extents": 2,
+    "adopted": 2,
     "batches": 2,
     "matrices": 2,
     "catalog_file": 2,
     "catalog": 3,
+    "sqlite_catalog": 4,
     "blobs": 3,
     "shard_file": 3,
     "scoring": 3,
@@ -60,6 +62,7 @@ RANKS = {
     "quarantine": 4,
     "schema": 7,
     "references": 7,
+    "postgres": 8,
     "database": 9,
     "lightning": 10,
     "nodes": 10,
@@ -69,8 +72,9 @@ RANKS = {
     "plans": 5,
     "parts": 7,
     "embedded": 8,
-    "postgres": 8,
     "cli": 10,
+    "ingest": 8,
+    "exporting": 8,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 DEVICE_KERNELS = ROOT / "kernels" / "triton"

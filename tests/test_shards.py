@@ -22,9 +22,9 @@ import shard_workload as workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.shards import Member, Shards
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.types import pack_address
 
 MB = 1 << 20
@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, root: Path, **options: int) -> None:
         self.root = root
-        self.catalog = Catalog.open(root)
+        self.catalog = SqliteCatalog.open(root)
         self.shards = Shards(self.catalog, **options)
         with self.catalog.transaction():
             self.catalog.execute("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, blob INTEGER)")

@@ -37,6 +37,7 @@ from deeplake_loader.matrices import Layout, Sealed, Tail
 from deeplake_loader.scoring import Metric
 from deeplake_loader.search.candidates import Candidates
 from deeplake_loader.search.engine import Searcher
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.types import ColumnType, unpack_address
 from deeplake_loader.vectors import Vectors
 
@@ -48,7 +49,7 @@ METRICS = {"cosine": True, "l2": False, "inner": True}
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    catalog = Catalog.open(tmp_path / "store")
+    catalog = SqliteCatalog.open(tmp_path / "store")
     yield catalog
     catalog.close()
 
@@ -262,7 +263,7 @@ def test_a_tail_of_one_megabyte_becomes_a_file_and_addresses_stay(store: Vectors
 def test_resting_vectors_are_few_values_and_every_handle_reads_them(
     store: Vectors, catalog: Catalog, sizes: list[int]
 ) -> None:
-    reader, rows = connect(Catalog.open(catalog.root.folder)), matrix(1500)
+    reader, rows = connect(SqliteCatalog.open(catalog.root.folder)), matrix(1500)
     addresses: list[int] = []
     for size in itertools.cycle(sizes):
         if len(addresses) + size > len(rows):
@@ -271,7 +272,7 @@ def test_resting_vectors_are_few_values_and_every_handle_reads_them(
         if len(addresses) % 7 == 0:  # what it remembers ends anywhere in what later becomes one value
             assert reader.get(addresses[-1]) == rows[len(addresses) - 1].tobytes()
     assert catalog.fetchone("SELECT count(*) FROM _dl_tail")[0] <= 2 * len(rows) // vectors.RUN + vectors.RUN
-    for handle in (reader, store, connect(Catalog.open(catalog.root.folder))):
+    for handle in (reader, store, connect(SqliteCatalog.open(catalog.root.folder))):
         assert np.array_equal(handle.gather(np.array(addresses)), rows[: len(addresses)])
     store.seal()
     assert np.array_equal(connect(catalog).gather(np.array(addresses)), rows[: len(addresses)])
@@ -295,12 +296,12 @@ def test_seal_moves_every_tail_in_one_commit(store: Vectors, catalog: Catalog) -
 def test_a_fresh_process_reads_tail_and_files(store: Vectors, catalog: Catalog) -> None:
     rows = matrix(bulk_rows())
     addresses = append(store, rows) + append(store, rows[:9])
-    again = connect(Catalog.open(catalog.root.folder))
+    again = connect(SqliteCatalog.open(catalog.root.folder))
     assert np.array_equal(again.gather(np.array(addresses)), np.concatenate([rows, rows[:9]]))
 
 
 def test_a_reader_follows_rows_that_another_handle_appends_and_seals(store: Vectors, catalog: Catalog) -> None:
-    reader = connect(Catalog.open(catalog.root.folder, read_only=True))
+    reader = connect(SqliteCatalog.open(catalog.root.folder, read_only=True))
     rows = matrix(30)
     for i in range(0, 30, 10):
         (first, *_) = append(store, rows[i : i + 10])
@@ -311,7 +312,7 @@ def test_a_reader_follows_rows_that_another_handle_appends_and_seals(store: Vect
 
 
 def test_two_writers_share_a_tail_without_sharing_an_address(store: Vectors, catalog: Catalog) -> None:
-    other = connect(Catalog.open(catalog.root.folder))
+    other = connect(SqliteCatalog.open(catalog.root.folder))
     rows = matrix(40)
     found = {}
     for i in range(40):
@@ -375,12 +376,13 @@ def test_a_killed_writer_leaves_only_what_was_acknowledged(catalog: Catalog, mom
         import os, sys
         import numpy as np
         from deeplake_loader.catalog import Catalog, Participant
+        from deeplake_loader.sqlite_catalog import SqliteCatalog
         from deeplake_loader.types import ColumnType
         from deeplake_loader.vectors import Vectors
         class Killer(Participant):
             def prepare(self):
                 if (i, "prepare") == (int(sys.argv[2]), sys.argv[3]): os.kill(os.getpid(), 9)
-        catalog = Catalog.open(sys.argv[1]); store = Vectors(catalog); kind = ColumnType.parse("VECTOR(64)")
+        catalog = SqliteCatalog.open(sys.argv[1]); store = Vectors(catalog); kind = ColumnType.parse("VECTOR(64)")
         catalog.participants.append(Killer())
         for i in range(1, 100):
             with catalog.transaction():
@@ -395,7 +397,7 @@ def test_a_killed_writer_leaves_only_what_was_acknowledged(catalog: Catalog, mom
     assert ran.returncode == -9, ran.stderr
     acknowledged = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
     assert len(acknowledged) == stop - 1
-    store = connect(Catalog.open(catalog.root.folder))
+    store = connect(SqliteCatalog.open(catalog.root.folder))
     for sealed in (False, True):
         for i, (first, last) in enumerate(acknowledged, 1):
             assert set(store.gather(np.array([first, last])).reshape(-1)) == {i}
@@ -488,7 +490,7 @@ def broken(store: Vectors, catalog: Catalog) -> tuple[Vectors, list[int], Path]:
     """A second handle, addresses and the file of 4 MB of vectors, which nobody has mapped yet."""
     addresses = append(store, matrix(4 * bulk_rows()))
     (name,) = files(catalog)
-    return connect(Catalog.open(catalog.root.folder)), addresses, Path(catalog.root.folder, name)
+    return connect(SqliteCatalog.open(catalog.root.folder)), addresses, Path(catalog.root.folder, name)
 
 
 def test_a_flipped_bit_is_found_whoever_reads_it_and_other_blocks_stay_readable(
@@ -597,7 +599,7 @@ def test_sql_scores_are_those_of_numpy(catalog: Catalog, mixed: tuple[np.ndarray
 def test_a_score_has_the_same_bits_alone_and_in_a_scan(catalog: Catalog, mixed: tuple[np.ndarray, list[int]]) -> None:
     query = (matrix(1, seed=9)[0].tobytes(),)
     scanned = catalog.fetchall("SELECT v, cosine_similarity(v, ?) FROM t ORDER BY id", query)
-    fresh = connect(Catalog.open(catalog.root.folder))
+    fresh = connect(SqliteCatalog.open(catalog.root.folder))
     for address, score in scanned[::997]:
         assert fresh._catalog.fetchone("SELECT cosine_similarity(?, ?)", (address, *query))[0] == score
 
@@ -809,10 +811,10 @@ def test_the_cold_path_imports_no_numpy() -> None:
     script = textwrap.dedent("""
         import sys, tempfile
         from array import array
-        from deeplake_loader.catalog import Catalog
+        from deeplake_loader.sqlite_catalog import SqliteCatalog
         from deeplake_loader.types import ColumnType
         from deeplake_loader.vectors import Vectors
-        catalog = Catalog.open(tempfile.mkdtemp())
+        catalog = SqliteCatalog.open(tempfile.mkdtemp())
         store = Vectors(catalog)
         catalog.add_hook(store.register)
         with catalog.transaction():
