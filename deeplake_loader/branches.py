@@ -91,6 +91,11 @@ def check_name(name: object, what: str = "branch") -> str:
     return name
 
 
+def branches_of(catalog: Catalog) -> Branches:
+    """The branches, tags and nodes of the store, as its kind of catalog keeps them."""
+    return catalog.history.branches
+
+
 class Branches:
     """The branches, tags and nodes of one store."""
 

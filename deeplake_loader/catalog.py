@@ -21,12 +21,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
 from deeplake_loader import store
 from deeplake_loader.catalog_file import utc_now
 from deeplake_loader.errors import DeeplakeError, InputError, LockedError, StoreError
 from deeplake_loader.types import Table
+
+if TYPE_CHECKING:
+    from deeplake_loader.history import History
 
 MAX_TIMEOUT_S = 1_000_000  # SQLite counts milliseconds in 31 bits
 MAX_PLANS = 2_000
@@ -155,6 +158,8 @@ class Catalog(ABC):
     """
 
     dialect: Dialect
+    history: History
+    """Shapes of tables, undo logs and rows at any point; set by whoever puts a handle together."""
 
     def __init__(self, root: store.Root, *, read_only: bool, timeout_s: float) -> None:
         self.root = root

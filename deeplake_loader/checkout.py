@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from deeplake_loader.branches import MAIN, Branches, Tag
+from deeplake_loader.branches import MAIN, Tag, branches_of
 from deeplake_loader.errors import InputError
 from deeplake_loader.merging.counts import commit_counts
 from deeplake_loader.merging.diff import Counts
-from deeplake_loader.overlays import copy_overlays, create_public_view, drop_public_views
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.views import Views
 
 Ref = str | dt.datetime
@@ -76,11 +76,12 @@ class BranchVerbs:
 
     _catalog: Catalog
     _views: Views
+    _overlays: BranchWriter
 
     @property
     def current_branch(self) -> str:
         """The branch that the handle reads and writes."""
-        return Branches(self._catalog).by_id(self._views.branch).name
+        return branches_of(self._catalog).by_id(self._views.branch).name
 
     def branch(self: Handle, name: str, *, from_: Ref | None = None) -> Checkout[Handle]:
         """Make a branch and switch the handle to it: main, or where it starts, is untouched by what follows.
@@ -93,11 +94,11 @@ class BranchVerbs:
         >>> with db.branch("idea"):                     # returns to where the handle was  # doctest: +SKIP
         ...     db.execute("DELETE FROM generations WHERE steps < 20")
         """
-        before, branches = self._views.branch, Branches(self._catalog)
+        before, branches = self._views.branch, branches_of(self._catalog)
         with self._catalog.transaction() as tx:
             start = branches.resolve(branches.present(before) if from_ is None else from_, branch=before)
             made = branches.create(name, start)
-            copy_overlays(self._catalog, start, made)
+            self._overlays.created(start, made)
             if not self._catalog.nested:
                 tx.branch = made.id
         self._switch(made.id)
@@ -106,7 +107,7 @@ class BranchVerbs:
     def checkout(self: Handle, name: str) -> Checkout[Handle]:
         """Switch the handle to a branch; as a context, return to where it was at the end."""
         before = self._views.branch
-        self._switch(Branches(self._catalog).get(name).id)
+        self._switch(branches_of(self._catalog).get(name).id)
         return Checkout(self, before)
 
     def _switch(self, branch: int) -> None:
@@ -114,34 +115,32 @@ class BranchVerbs:
             raise InputError("this handle shows a fixed point of history; check the branch out on a handle of its own")
         tx = self._catalog.open_transaction
         if tx is not None and tx.branch != branch:  # one commit belongs to one branch
-            Branches(self._catalog).present(tx.branch)
+            branches_of(self._catalog).present(tx.branch)
             tx.branch = branch
         self._views.show(branch)
 
     def branches(self) -> list[BranchInfo]:
         """Every branch, main first, then by age."""
         current = self._views.branch
-        return [BranchInfo(b.name, _time(b.created_at), b.id == current) for b in Branches(self._catalog).all()]
+        return [BranchInfo(b.name, _time(b.created_at), b.id == current) for b in branches_of(self._catalog).all()]
 
     def delete_branch(self, name: str) -> None:
         """Forget a branch. What was merged stays merged; `gc` and `optimize` free what nothing else reaches."""
-        branches = Branches(self._catalog)
+        branches = branches_of(self._catalog)
         with self._catalog.transaction() as tx:
             branch = branches.get(name)
             if branch.id == self._views.branch and branch.id != MAIN:
                 raise InputError(f"the handle is on branch {name!r}; check another one out first")
             branches.delete(name)
-            drop_public_views(self._catalog, branch)
+            self._overlays.deleted(branch)
             tx.branch = self._views.branch
 
     def rename_branch(self, old: str, new: str) -> None:
         """Give a branch another name; handles that are on it stay there."""
-        branches = Branches(self._catalog)
+        branches = branches_of(self._catalog)
         with self._catalog.transaction():
-            drop_public_views(self._catalog, branches.get(old))
-            branch = branches.rename(old, new)
-            for table in branches.overlays(branch.id):
-                create_public_view(self._catalog, branch.id, table, new)
+            before = branches.get(old)
+            self._overlays.renamed(before, branches.rename(old, new))
 
     # -- commits and tags ------------------------------------------------------------------------------------------
 
@@ -156,13 +155,13 @@ class BranchVerbs:
     def log(self, branch: str | None = None, limit: int | None = None) -> list[CommitInfo]:
         """The commits of a branch (default: the handle's own) back to where it began, newest first."""
         with self._catalog.snapshot():
-            chosen = self._views.branch if branch is None else Branches(self._catalog).get(branch).id
+            chosen = self._views.branch if branch is None else branches_of(self._catalog).get(branch).id
             return list(self._infos(branch=chosen, limit=limit))
 
     def _infos(
         self, *, branch: int | None = None, limit: int | None = None, first: int | None = None
     ) -> Iterator[CommitInfo]:
-        branches = Branches(self._catalog)
+        branches = branches_of(self._catalog)
         names: dict[int, str] = {}
         for seq, id_, created_at, author, message, number in branches.commits(branch, limit=limit, newest=first):
             name = names.setdefault(number, branches.by_id(number).name)
@@ -171,7 +170,7 @@ class BranchVerbs:
 
     def tag(self, name: str, at: Ref | None = None, *, message: str | None = None) -> TagInfo:
         """Name a point of history (default: the handle's branch as it is now), which then stays readable."""
-        branches, current = Branches(self._catalog), self._views.branch
+        branches, current = branches_of(self._catalog), self._views.branch
         with self._catalog.transaction():
             point = branches.resolve(branches.present(current) if at is None else at, branch=current)
             return _tag_info(branches.tag(name, point, message))
@@ -179,11 +178,11 @@ class BranchVerbs:
     def untag(self, name: str) -> None:
         """Forget a tag."""
         with self._catalog.transaction():
-            Branches(self._catalog).untag(name)
+            branches_of(self._catalog).untag(name)
 
     def tags(self) -> list[TagInfo]:
         """Every tag, oldest first."""
-        return [_tag_info(tag) for tag in Branches(self._catalog).tags()]
+        return [_tag_info(tag) for tag in branches_of(self._catalog).tags()]
 
 
 def _tag_info(tag: Tag) -> TagInfo:

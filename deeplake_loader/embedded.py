@@ -28,6 +28,7 @@ from deeplake_loader.search.statements import Statements
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Plan
+from deeplake_loader.states import SqliteHistory
 from deeplake_loader.types import Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.views import Views
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 def assemble(catalog: Catalog, source: Source) -> Parts:
     """The parts of the handle ``source`` on a store whose catalog is a SQLite file."""
+    catalog.history = SqliteHistory(catalog)
     shards, vectors = Shards(catalog), Vectors(catalog)
     indexes, views = Indexes(catalog, vectors), Views(catalog)
     overlays = BranchWriter(catalog, views)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader.errors import InputError
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
+    from deeplake_loader.branches import Branches, Point
     from deeplake_loader.catalog import Catalog
 
 LOG_PREFIX = RESERVED_PREFIX + "log_"
@@ -86,6 +87,67 @@ class Shape:
     def names_of(self, alias: str) -> str:
         """The columns of ``alias``. Unqualified, SQLite takes a name that a table lacks for a text in quotes."""
         return ", ".join(f"{alias}.{q} AS {q}" for q in (quote_identifier(c.name) for c in self.columns))
+
+
+Query = tuple[str, tuple[Any, ...]]
+"""A statement of ours, each parameter a ``?``, and its parameters."""
+
+
+class History(Protocol):
+    """What a catalog remembers of its tables: their shapes, undo logs, and rows at any point.
+
+    `states.SqliteHistory` and `postgres.history.PostgresHistory` are the two; a catalog's own is ``catalog.history``.
+    Every SELECT stands by itself and may be put in parentheses.
+    """
+
+    @property
+    def branches(self) -> Branches:
+        """The branches, tags and nodes of the store."""
+        ...
+
+    def shape(self, table: str) -> Shape:
+        """The table as the database describes it."""
+        ...
+
+    def real(self, name: str) -> str:
+        """A real table (main's, an overlay, a shadow, an undo log) as SQL names it, whatever the handle shows."""
+        ...
+
+    def install(self, table: str) -> None:
+        """Follow a new table (caller's transaction)."""
+        ...
+
+    def rebuild(self, table: str) -> None:
+        """Follow a table that was altered (caller's transaction)."""
+        ...
+
+    def rename_column(self, table: str, old: str, new: str) -> None:
+        """Rename the column in what follows the table; the caller renames it there and rebuilds."""
+        ...
+
+    def drop(self, table: str) -> None:
+        """Forget a table that is dropped (caller's transaction)."""
+        ...
+
+    def select(self, table: str, point: Point) -> Query:
+        """A SELECT of the table's stored columns at a point; valid until something is written."""
+        ...
+
+    def base(self, table: str, point: Point) -> Query:
+        """The part of `select` that is main's: rows as of the fork that the branch had not taken over."""
+        ...
+
+    def own(self, table: str, point: Point) -> Query:
+        """The part of `select` that is the branch's own; the branch has an overlay of the table."""
+        ...
+
+    def candidate_keys(self, table: str, points: Sequence[Point]) -> Query:
+        """A SELECT of the keys on which the table can differ between the points: some twice, some that do not."""
+        ...
+
+    def around(self, branch: int, seq: int) -> tuple[Point, Point]:
+        """The points just before and after a commit of a branch: what differs between them is what it changed."""
+        ...
 
 
 def install(catalog: Catalog, table: str) -> None:

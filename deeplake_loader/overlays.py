@@ -113,6 +113,24 @@ class BranchWriter:
         if plan.kind == "insert":
             self.return_ids(plan.target or "")
 
+    # -- a branch's beginning and end ------------------------------------------------------------------------------
+
+    def created(self, start: Point, made: Branch) -> None:
+        """Give a new branch what its parent had where it starts (caller's transaction)."""
+        copy_overlays(self._catalog, start, made)
+
+    def renamed(self, before: Branch, after: Branch) -> None:
+        """Give what other tools see of a branch its new name (caller's transaction)."""
+        drop_public_views(self._catalog, before)
+        for table in self._branches.overlays(after.id):
+            create_public_view(self._catalog, after.id, table, after.name)
+
+    def deleted(self, branch: Branch) -> None:
+        """Take away what other tools see of a branch (caller's transaction)."""
+        drop_public_views(self._catalog, branch)
+
+    # -- ids -------------------------------------------------------------------------------------------------------
+
     def raise_ids(self, table: str) -> None:
         """Before an INSERT: the overlay's next id follows every id that main ever gave."""
         self._raise(overlay_name(self._views.branch, table), table)

@@ -11,12 +11,51 @@ from typing import TYPE_CHECKING
 
 from deeplake_loader import history
 from deeplake_loader.branches import MAIN, Branches, Point, first_number, overlay_name, shadow_name
+from deeplake_loader.history import Query
 from deeplake_loader.types import quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
 
-Query = tuple[str, tuple[int, ...]]
+
+class SqliteHistory:
+    """The history of the embedded catalog; see `history.History`."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog, self.branches = catalog, Branches(catalog)
+
+    def shape(self, table: str) -> history.Shape:
+        return history.read_shape(self._catalog, table)
+
+    def real(self, name: str) -> str:
+        return f"main.{quote_identifier(name)}"
+
+    def install(self, table: str) -> None:
+        history.install(self._catalog, table)
+
+    def rebuild(self, table: str) -> None:
+        history.rebuild(self._catalog, table)
+
+    def rename_column(self, table: str, old: str, new: str) -> None:
+        history.rename_column(self._catalog, table, old, new)
+
+    def drop(self, table: str) -> None:
+        history.drop(self._catalog, table)
+
+    def select(self, table: str, point: Point) -> Query:
+        return select_sql(self._catalog, table, point)
+
+    def base(self, table: str, point: Point) -> Query:
+        return base_sql(self._catalog, table, point)
+
+    def own(self, table: str, point: Point) -> Query:
+        return overlay_sql(self._catalog, table, point)
+
+    def candidate_keys(self, table: str, points: Sequence[Point]) -> Query:
+        return candidate_keys_sql(self._catalog, table, points)
+
+    def around(self, branch: int, seq: int) -> tuple[Point, Point]:
+        return Point(branch, seq - 1), Point(branch, seq)
 
 
 def select_sql(catalog: Catalog, table: str, point: Point) -> Query:
