@@ -6,6 +6,7 @@ Python values when it is looked at, and a handle asks the `Source` that made it 
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -55,6 +56,7 @@ class _Handle:
     """A blob or vector by address; equal to another handle of the same store and address."""
 
     __slots__ = ("_address", "_source", "type")
+    _address: Any
 
     def __init__(self, source: Source, kind: ColumnType, address: int) -> None:
         self._source, self.type, self._address = source, kind, address
@@ -69,7 +71,7 @@ class _Handle:
 
     def address_in(self, source: object) -> int | None:
         """The address if the handle belongs to this source, so that it can be stored again without copying bytes."""
-        return self._address if self._source is source else None
+        return self._address if self._source is source and isinstance(self._address, int) else None
 
 
 class Blob(_Handle):
@@ -119,13 +121,30 @@ class Blob(_Handle):
 
 
 class Vector(_Handle):
-    """A stored vector that has not been read yet; numpy reads it when asked for an array."""
+    """A stored vector, read when it is asked for; where the database itself holds vectors, the handle has its numbers
+    already. numpy takes it for an array."""
 
     __slots__ = ()
 
+    @classmethod
+    def of(cls, source: Source, kind: ColumnType, numbers: bytes) -> Vector:
+        """A vector that is here: its little-endian numbers of the column's dtype."""
+        vector = cls(source, kind, 0)
+        vector._address = numbers
+        return vector
+
+    @property
+    def numbers(self) -> bytes | None:
+        """The little-endian numbers, if the handle holds them."""
+        return self._address if isinstance(self._address, bytes) else None
+
     def array(self) -> np.ndarray:
         """A fresh (n,) array of the column's dtype."""
-        return self._source.vector(self._address)
+        if self.numbers is None:
+            return self._source.vector(self._address)
+        import numpy as np
+
+        return np.frombuffer(self.numbers, np.dtype(self.type.dtype).newbyteorder("<")).astype(self.type.dtype)
 
     def tolist(self) -> list[float]:
         values: list[float] = self.array().tolist()
@@ -204,6 +223,8 @@ class RowSet(Sequence[Row]):
 
     ``rowcount``: rows returned, or changed by a statement without RETURNING. ``lastrowid``: the id that a single-row
     INSERT got, else None. Pickling keeps records and types and drops the source, so blobs of a copy cannot be read.
+    ``decoded`` says that the records hold Python's values (and the numbers of vectors, as bytes), as PostgreSQL's
+    driver gives them.
     """
 
     def __init__(
@@ -216,13 +237,15 @@ class RowSet(Sequence[Row]):
         rowcount: int | None = None,
         lastrowid: int | None = None,
         returns_rows: bool = True,
+        decoded: bool = False,
     ) -> None:
         visible = sum(not n.startswith(KEY_PREFIX) for n in names)
         self.names, self.types = tuple(names[:visible]), tuple(types[:visible])
         self.rowcount = len(records) if rowcount is None else rowcount
         self.lastrowid, self.returns_rows = lastrowid, returns_rows
         self._records, self._source, self._width, self._position = records, source, len(names), 0
-        self._decoders = tuple(_decoder(kind, source) for kind in self.types)
+        self._decoded = decoded
+        self._decoders = tuple(_decoder(kind, source, decoded) for kind in self.types)
 
     def keys(self) -> tuple[str, ...]:
         """The column names, in order."""
@@ -298,7 +321,8 @@ class RowSet(Sequence[Row]):
     def take(self, order: np.ndarray) -> RowSet:
         """The same columns with the rows in the given order (indices, repeats allowed)."""
         names, types = self._all_names(), (*self.types, *(None for _ in range(self._width - len(self.types))))
-        return RowSet(names, types, [self._records[i] for i in order.tolist()], source=self._source)
+        records = [self._records[i] for i in order.tolist()]
+        return RowSet(names, types, records, source=self._source, decoded=self._decoded)
 
     def _all_names(self) -> tuple[str, ...]:
         return (*self.names, *(f"{KEY_PREFIX}{i}" for i in range(self._width - len(self.names))))
@@ -330,11 +354,12 @@ class RowSet(Sequence[Row]):
         if kind is not None and kind.is_blob:
             fields = [("url", pa.string()), ("key", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
             return pa.array([self._place(a) for a in self.raw(i)], pa.struct(fields))
-        if kind is not None and kind.name in _STORED_PLAINLY and (found := _cast(self.raw(i), kind)) is not None:
+        plainly = kind is not None and kind.name in _STORED_PLAINLY and not self._decoded
+        if kind is not None and plainly and (found := _cast(self.raw(i), kind)) is not None:
             return found
         values = self.column(i)
         if kind is not None and kind.name == "JSON":  # a column of mixed documents has no Arrow type
-            values = self.raw(i)
+            values = list(map(_document, self.raw(i))) if self._decoded else self.raw(i)
         elif kind is not None and kind.name == "UUID":
             values = [None if v is None else str(v) for v in values]
         try:
@@ -346,6 +371,8 @@ class RowSet(Sequence[Row]):
         import numpy as np
         import pyarrow as pa
 
+        if self._decoded:
+            return _held_vectors(self.raw(i), kind)
         addresses = np.asarray(self.column(i))
         present = addresses != 0
         matrix = np.zeros((len(addresses), kind.dimension), kind.dtype)
@@ -388,23 +415,44 @@ class RowSet(Sequence[Row]):
         return f"<RowSet: {len(self)} rows of {', '.join(self.names)}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"names": self._all_names(), "types": self.types, "records": self._records, "rowcount": self.rowcount}
+        return {"names": self._all_names(), "types": self.types, "records": self._records, "rowcount": self.rowcount,
+                "decoded": self._decoded}  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         hidden = (None,) * (len(state["names"]) - len(state["types"]))
         self.__init__(  # type: ignore[misc]
-            state["names"], (*state["types"], *hidden), state["records"], rowcount=state["rowcount"]
-        )
+            state["names"], (*state["types"], *hidden), state["records"], rowcount=state["rowcount"],
+            decoded=state["decoded"],
+        )  # fmt: skip
 
 
-def _decoder(kind: ColumnType | None, source: Source | None) -> Callable[[Any], Any] | None:
+def _decoder(kind: ColumnType | None, source: Source | None, decoded: bool) -> Callable[[Any], Any] | None:
     if kind is None:
         return None
     if kind.is_scalar:
-        return scalars.from_sql(kind)
+        return None if decoded else scalars.from_sql(kind)
     if source is None:
         return None
+    if kind.is_vector and decoded:
+        return lambda numbers: Vector.of(source, kind, numbers)
     return lambda address: (Vector if kind.is_vector else Blob)(source, kind, address)
+
+
+def _document(value: Any) -> str | None:
+    """A JSON document as SQL holds it."""
+    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _held_vectors(values: list[bytes | None], kind: ColumnType) -> pa.Array:
+    """Vectors whose numbers are here, NULL where there is none."""
+    import numpy as np
+    import pyarrow as pa
+
+    dtype = np.dtype(kind.dtype).newbyteorder("<")
+    empty = bytes(kind.dimension * dtype.itemsize)
+    flat = np.frombuffer(b"".join(empty if v is None else v for v in values), dtype)
+    missing = np.array([v is None for v in values], np.bool_)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(kind.dtype)), kind.dimension, mask=pa.array(missing))
 
 
 _STORED_PLAINLY = ("BOOLEAN", "TIMESTAMP", "TIMESTAMPTZ", "DATE")
