@@ -22,9 +22,10 @@ from deeplake_loader.types import ColumnType
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The score a block is ordered by."""
+    """The score a block is ordered by; ``alias``, the name that its table goes by in the block."""
 
     table: str
+    alias: str
     column: str
     place: str
     type: ColumnType
@@ -33,26 +34,54 @@ class Scored:
     query: Bind
 
 
-def fast_path(context: Context, query: tree.Query, blocks: list[Block], *, hidden: bool = False) -> FastPath | None:
-    """The fast path of the first block that meets the condition, or None."""
+@dataclass(frozen=True, slots=True)
+class ScoredBlock:
+    """A block that meets the condition: what it is ordered by, and how many of its rows are wanted."""
+
+    block: Block
+    scored: Scored
+    limit: Bind | int
+    offset: Bind | int
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether the score is written as an operator."""
+        return isinstance(_meant(self.block, self.block.query.order[0].expression), tree.Binary)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every vector of the table is a candidate."""
+        return _whole(self.block, self.scored)
+
+
+def scored_block(context: Context, blocks: list[Block]) -> ScoredBlock | None:
+    """The first block that meets the condition, or None."""
     for block in blocks:
         scored = _scored(context, block)
         limit, offset = _count(block.query.limit), _count(block.query.offset)
-        if scored is None or limit is None or (offset is None and block.query.offset is not None):
-            continue
-        condition = f" WHERE {block.where}" if block.where else ""
-        first, first_binds = context.finish(
-            f"{block.ctes}SELECT group_concat({scored.place}) FROM {block.source}{condition}"
-        )
-        again = Context(context.reading, context.schema)
-        winners = bound(again.mark(Bind(WINNERS)))
-        inject = (block.node.pos, f"{scored.place} IN (SELECT value FROM json_each({winners}))")
-        final, final_binds = again.finish(QueryCompiler(again, inject, hidden=hidden).query(query, top=True).sql)
-        return FastPath(
-            first, first_binds, final, final_binds, scored.table, scored.column, scored.metric, scored.largest, limit,
-            offset if offset is not None else 0, scored.query, _whole(block, scored),
-        )  # fmt: skip
+        if scored is not None and limit is not None and (offset is not None or block.query.offset is None):
+            return ScoredBlock(block, scored, limit, 0 if offset is None else offset)
     return None
+
+
+def fast_path(context: Context, query: tree.Query, blocks: list[Block], *, hidden: bool = False) -> FastPath | None:
+    """The fast path of the first block that meets the condition, or None."""
+    found = scored_block(context, blocks)
+    if found is None:
+        return None
+    block, scored = found.block, found.scored
+    condition = f" WHERE {block.where}" if block.where else ""
+    first, first_binds = context.finish(
+        f"{block.ctes}SELECT group_concat({scored.place}) FROM {block.source}{condition}"
+    )
+    again = Context(context.reading, context.schema)
+    winners = bound(again.mark(Bind(WINNERS)))
+    inject = (block.node.pos, f"{scored.place} IN (SELECT value FROM json_each({winners}))")
+    final, final_binds = again.finish(QueryCompiler(again, inject, hidden=hidden).query(query, top=True).sql)
+    return FastPath(
+        first, first_binds, final, final_binds, scored.table, scored.column, scored.metric, scored.largest,
+        found.limit, found.offset, scored.query, found.whole,
+    )  # fmt: skip
 
 
 def _whole(block: Block, scored: Scored) -> bool:
@@ -119,7 +148,7 @@ def _column_and_query(
     best = descending if not distance else not descending  # a large similarity is a small distance
     place = f"{identifier(found.source.alias)}.{identifier(found.column.name)}"
     table = found.source.table.name
-    return Scored(table, found.column.name, place, found.column.type, _metric(metric), best, bind)
+    return Scored(table, found.source.alias, found.column.name, place, found.column.type, _metric(metric), best, bind)
 
 
 def _metric(name: str) -> Metric:
