@@ -28,6 +28,7 @@ RANKS = {
     "progress": 1,
     "extents": 2,
     "adopted": 2,
+    "storage": 2,
     "batches": 2,
     "matrices": 2,
     "catalog_file": 2,

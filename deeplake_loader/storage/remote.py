@@ -1,0 +1,299 @@
+"""Objects on what fsspec reaches: the one place that speaks to it and turns its errors into ours.
+
+All requests of a process run on fsspec's event loop, so a deadline really ends one, and none needs a thread of its own;
+filesystems without coroutines (memory, sftp) run on the loop's threads. s3fs is used twice: reading without its own
+retries (ours are bounded and counted), writing with botocore's, which send a part of a large object again alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from deeplake_loader.errors import InputError, StoreError
+from deeplake_loader.storage.objects import Span, Stored, shown, split_scheme
+from deeplake_loader.storage.requests import Policy, Requests, storage_error
+from deeplake_loader.storage.traffic import Counters
+
+T = TypeVar("T")
+
+_PART = 32 << 20
+"""Bytes of a part of a large upload."""
+
+_MAX_WHOLE = 64 << 20
+_S3 = ("s3", "s3a")
+_MODIFIED = ("LastModified", "mtime", "updated", "last_modified", "created", "timeModified")
+
+
+class Remote:
+    """The objects below one url; see `objects.Objects`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        policy: Policy | None = None,
+        counters: Counters | None = None,
+    ) -> None:
+        self.url, self.counters = shown(url), counters or Counters()
+        self._full, self._options, self._policy = url, dict(options or {}), policy or Policy()
+        self._scheme = split_scheme(url)[0]
+        self._lock, self._link = threading.Lock(), _NONE
+
+    def __repr__(self) -> str:
+        return f"<Remote {self.url}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_link", "counters")}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _link=_NONE, counters=Counters())
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def size(self, name: str) -> int:
+        async def ask() -> Any:
+            return await self._link.reader._info(self._path(name))
+
+        info = self._run(lambda: self._link.requests.send("heads", ask, "look at", self._where(name)))
+        size: object = info.get("size")
+        if not isinstance(size, int):
+            raise StoreError(f"{self._where(name)} has no size: the server does not say how long it is")
+        return size
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        if stop is None:
+            stop = self.size(name)
+        return self.read_many(name, [(start, stop)])[0]
+
+    def read_many(self, name: str, spans: Sequence[Span]) -> list[bytes]:
+        return list(self._run(lambda: self._gather(self._get(name, start, stop) for start, stop in spans)))
+
+    def read_each(self, wanted: Sequence[tuple[str, Span]], take: Callable[[int, bytes], None]) -> None:
+        """Fetches ranges of several objects at the same time; each body goes to ``take`` with its number as it comes,
+        on the thread of the loop."""
+
+        async def one(number: int, name: str, span: Span) -> None:
+            take(number, await self._get(name, *span))
+
+        self._run(lambda: self._gather(one(i, name, span) for i, (name, span) in enumerate(wanted)))
+
+    async def _get(self, name: str, start: int, stop: int) -> bytes:
+        if start >= stop:
+            return b""
+        reader, path = self._link.reader, self._path(name)
+
+        async def get() -> bytes:
+            return bytes(await reader._cat_file(path, start=start, end=stop))
+
+        body: bytes = await self._link.requests.get(get, stop - start, self._where(name))
+        return body
+
+    @staticmethod
+    async def _gather(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results in order; the first error ends the other jobs."""
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, data: bytes | memoryview, *, exclusive: bool = True) -> None:
+        body, path, where = bytes(data), self._path(name), self._where(name)
+
+        async def put() -> None:
+            if self._checked_create:
+                await self._link.writer._pipe_file(path, body, mode="create" if exclusive else "overwrite")
+            elif exclusive and await self._link.writer._exists(path):
+                raise FileExistsError(path)
+            else:
+                await self._link.writer._pipe_file(path, body)
+
+        try:
+            self._run(lambda: self._link.requests.send("puts", put, "write", where, len(body)))
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileExistsError) or not self._holds(name, body):
+                raise  # else our own request, whose answer was lost, had made it
+        self.counters.add(bytes_written=len(body))
+
+    def _holds(self, name: str, body: bytes) -> bool:
+        return self.size(name) == len(body) and self.read(name, 0, len(body)) == body
+
+    def upload(self, name: str, path: str) -> None:
+        try:
+            size = os.path.getsize(path)
+        except OSError as error:
+            raise storage_error(error, "read", path) from error
+        if size <= _MAX_WHOLE or self._scheme not in _S3:
+            with open(path, "rb") as file:
+                self.write(name, file.read())
+            return
+        target = self._path(name)
+
+        async def put() -> None:
+            await self._link.writer._put_file(path, target, chunksize=_PART, max_concurrency=4)
+
+        self._run(lambda: self._link.requests.send("puts", put, "write", self._where(name), size))
+        self.counters.add(puts=-(-size // _PART) + 1, bytes_written=size)
+
+    # -- care ------------------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        top = self._path(prefix).rpartition("/")[0] if prefix else self._path("").rstrip("/")
+
+        async def find() -> dict[str, dict[str, Any]]:
+            try:
+                found: dict[str, dict[str, Any]] = await self._link.reader._find(top, detail=True)
+            except FileNotFoundError:
+                return {}
+            return found
+
+        found = self._run(lambda: self._link.requests.send("lists", find, "list", self._where(prefix)))
+        base = self._path("")
+        for path, info in sorted(found.items()):
+            name = path.removeprefix(base)
+            if path.startswith(base) and name.startswith(prefix) and info.get("type") != "directory":
+                yield Stored(name, int(info.get("size") or 0), _modified(info))
+
+    def delete(self, names: Iterable[str]) -> None:
+        async def remove(name: str) -> None:
+            async def ask() -> None:
+                with suppress(FileNotFoundError):
+                    await self._link.writer._rm_file(self._path(name))
+
+            await self._link.requests.send("deletes", ask, "remove", self._where(name))
+
+        chosen = list(names)
+        if chosen:
+            self._run(lambda: self._gather(remove(name) for name in chosen))
+
+    def abort_uploads(self, older_than_s: float) -> int:
+        if self._scheme not in _S3:
+            return 0
+        bucket, _, key = self._path("").partition("/")
+
+        async def abort() -> int:
+            call, before = self._link.writer._call_s3, time.time() - older_than_s
+            listed = await call("list_multipart_uploads", Bucket=bucket, Prefix=key)
+            old = [u for u in listed.get("Uploads", ()) if u["Initiated"].timestamp() <= before]
+            for upload in old:
+                await call("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            return len(old)
+
+        given_up: int = self._run(lambda: self._link.requests.send("lists", abort, "list the uploads of", self.url))
+        return given_up
+
+    # -- fsspec ----------------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        base = self._connect().base
+        return f"{base}/{name}"
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    @property
+    def _checked_create(self) -> bool:
+        """Whether the storage itself refuses to write over what is there."""
+        return self._scheme in (*_S3, "gs", "gcs", "az", "abfs", "abfss")
+
+    def _run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a coroutine, run on the loop's thread."""
+        link = self._connect()
+
+        async def entered() -> T:
+            if link.requests is None:
+                link.requests = Requests(self._policy, self.counters)
+            return await make()
+
+        future = asyncio.run_coroutine_threadsafe(entered(), link.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _connect(self) -> _Link:
+        if self._link.pid != os.getpid():
+            if self._link.pid:
+                self._lock = threading.Lock()  # the parent's may have been held at the fork
+            with self._lock:
+                if self._link.pid != os.getpid():
+                    self._link = self._dial()
+        return self._link
+
+    def _dial(self) -> _Link:
+        try:
+            from fsspec import asyn
+            from fsspec.core import url_to_fs
+
+            reader, writer = self._options, self._options
+            if self._scheme in _S3:
+                reader, writer = _s3_options(reader, attempts=1), _s3_options(writer, attempts=6)
+            read_fs, base = url_to_fs(self._full, **reader)
+            write_fs, _ = url_to_fs(self._full, **writer)
+            if self._scheme in _S3:
+                read_fs.retries = 1
+            loop = asyn.get_loop()
+        except ImportError as error:
+            raise storage_error(error, "reach", self.url) from error
+        except Exception as error:
+            raise InputError(
+                f"{self.url!r} cannot be opened ({type(error).__name__}); check url and options"
+            ) from error
+        link = _Link(os.getpid(), str(base).rstrip("/"), _coroutines(read_fs), _coroutines(write_fs), loop)
+        return link
+
+
+def _s3_options(options: Mapping[str, Any], *, attempts: int) -> dict[str, Any]:
+    given = dict(options)
+    own = {"retries": {"mode": "standard", "max_attempts": attempts}, "max_pool_connections": 32, "connect_timeout": 5}
+    given["config_kwargs"] = {**own, **given.get("config_kwargs", {})}
+    given.setdefault("use_listings_cache", False)
+    return given
+
+
+def _coroutines(filesystem: Any) -> Any:
+    """The filesystem, or one whose coroutines run it on threads."""
+    if getattr(filesystem, "async_impl", False):
+        return filesystem
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    return AsyncFileSystemWrapper(filesystem)
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    found = next((info[key] for key in _MODIFIED if info.get(key) is not None), 0.0)
+    if isinstance(found, datetime):
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    if isinstance(found, str):
+        with suppress(ValueError):
+            return datetime.fromisoformat(found).timestamp()
+        return 0.0
+    return float(found)
+
+
+class _Link:
+    """What one process holds of a storage: fsspec's filesystems, its loop, and the requests' bookkeeping."""
+
+    __slots__ = ("base", "loop", "pid", "reader", "requests", "writer")
+
+    def __init__(self, pid: int, base: str, reader: Any, writer: Any, loop: Any) -> None:
+        self.pid, self.base, self.reader, self.writer, self.loop = pid, base, reader, writer, loop
+        self.requests: Any = None
+
+
+_NONE = _Link(0, "", None, None, None)
