@@ -41,9 +41,13 @@ CREATE TABLE _dl_members (file INTEGER NOT NULL, ordinal INTEGER NOT NULL, key T
     PRIMARY KEY (file, ordinal)) WITHOUT ROWID;
 CREATE TABLE _dl_resting (address INTEGER PRIMARY KEY, data BLOB NOT NULL, document BLOB);
 CREATE TABLE _dl_tail (address INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE _dl_sources (table_name TEXT NOT NULL, url TEXT NOT NULL, commit_id TEXT NOT NULL, stamp TEXT NOT NULL,
+    added INTEGER NOT NULL, PRIMARY KEY (table_name, url, commit_id)) WITHOUT ROWID;
 CREATE TABLE _dl_plans (number INTEGER PRIMARY KEY, text TEXT NOT NULL, schema INTEGER NOT NULL, plan TEXT NOT NULL,
     UNIQUE (text, schema));
 """
+STATEMENTS = tuple(text.strip() for text in _BOOKKEEPING.split(";\n") if text.strip())
+"""What makes the tables of a new store."""
 
 
 def utc_now() -> str:
@@ -114,7 +118,7 @@ def _open_error(root: store.Root, error: sqlite3.Error) -> DeeplakeError:
 
 def prepare_folder(root: store.Root, *, create: bool) -> None:
     """Makes the store's folder when ``create``; NotFoundError when there is no store and it may not be made."""
-    lost = _data_folder(root)  # looked for before the catalog, which a store that is just being made gets first
+    lost = data_folder(root.folder)  # looked for before the catalog, which a store that is just being made gets first
     if os.path.exists(root.catalog):
         return
     if not create:
@@ -147,9 +151,9 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
 def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
-        if lost := _data_folder(root):
+        if lost := data_folder(root.folder):
             raise _lost_catalog(root, lost)
-        for statement in _BOOKKEEPING.split(";\n"):
+        for statement in STATEMENTS:
             connection.execute(statement)
         facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
@@ -159,8 +163,9 @@ def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _data_folder(root: store.Root) -> str | None:
-    return next((f for f in (store.SHARDS, store.VECTORS) if os.path.isdir(os.path.join(root.folder, f))), None)
+def data_folder(folder: str) -> str | None:
+    """The name of a folder with a store's bytes in ``folder``, or None."""
+    return next((f for f in (store.SHARDS, store.VECTORS) if os.path.isdir(os.path.join(folder, f))), None)
 
 
 def _lost_catalog(root: store.Root, folder: str) -> CorruptionError:
