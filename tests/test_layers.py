@@ -18,6 +18,8 @@ RANKS = {
     "codecs": 1,
     "store": 1,
     "driver_errors": 1,
+    "dialects": 1,
+    "authorizer": 1,
     "kernels": 1,
     "tar": 1,
     "rows": 2,

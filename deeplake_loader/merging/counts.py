@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deeplake_loader import history
-from deeplake_loader.branches import HISTORY_FROM, MAIN, Branches, Point, first_number, log_name
+from deeplake_loader.branches import HISTORY_FROM, MAIN, branches_of, first_number, log_name
+from deeplake_loader.merging.comparison import Comparison
 from deeplake_loader.merging.diff import Counts
-from deeplake_loader.merging.images import PRESENT, Images
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.types import Table
 
 
 def commit_counts(catalog: Catalog, branch: int, seq: int) -> dict[str, Counts] | None:
     """Rows added, changed and removed by a commit of a branch, by table; None when its undo log was pruned."""
-    if min(seq - 1, Branches(catalog).fork_at(branch, seq - 1)) < int(catalog.meta(HISTORY_FROM) or 0):
+    if min(seq - 1, branches_of(catalog).fork_at(branch, seq - 1)) < int(catalog.meta(HISTORY_FROM) or 0):
         return None
     found = {
         table.name: _count_main(catalog, table, seq) if branch == MAIN else _count_branch(catalog, table, branch, seq)
@@ -32,10 +33,9 @@ def _count_main(catalog: Catalog, table: Table, seq: int) -> Counts:
     first, end = (first_number(catalog, log, number) for number in (seq - 1, seq))
     if first == end:
         return Counts()
-    shape = history.read_shape(catalog, table.name)
-    name = f"main.{quote_identifier(log)}"
-    after = f"SELECT n._dl_op <> 'I' FROM {name} n WHERE {_equal('n', 'l', shape.key)} AND n._dl_seq >= ? "
-    now = f"SELECT 1 FROM main.{quote_identifier(table.name)} t WHERE {_equal('t', 'l', shape.key)}"
+    key, name = catalog.history.shape(table.name).key, catalog.history.real(log)
+    after = f"SELECT n._dl_op <> 'I' FROM {name} n WHERE {_equal('n', 'l', key)} AND n._dl_seq >= ? "
+    now = f"SELECT 1 FROM {catalog.history.real(table.name)} t WHERE {_equal('t', 'l', key)}"
     rows = catalog.fetchall(
         f"SELECT l._dl_op <> 'I', coalesce(({after} ORDER BY n._dl_seq LIMIT 1), EXISTS ({now})), count(*) "
         f"FROM {name} l WHERE l._dl_n >= ? AND l._dl_n < ? GROUP BY 1, 2",
@@ -46,25 +46,13 @@ def _count_main(catalog: Catalog, table: Table, seq: int) -> Counts:
 
 def _count_branch(catalog: Catalog, table: Table, branch: int, seq: int) -> Counts:
     """Between the points before and after: a branch's rows change through its overlay and through its fork."""
-    branches = Branches(catalog)
-    start = branches.forks(branch)[0]
-    before, after = Point(branch, seq - 1), Point(branch, seq)
-    images = Images(catalog, table)
-    keys = images.candidates((before, after)) if start[0] <= before.seq else None
-    if keys is None:
+    before, after = catalog.history.around(branch, seq)
+    if branches_of(catalog).forks(branch)[0][0] > before.seq:
         return Counts()
-    try:
-        old, new = images.read(before, keys), images.read(after, keys)
-        rows = catalog.fetchall(
-            f"SELECT a._dl_state, b._dl_state, count(*) FROM {old} a {images.join('a', new, 'b')} "
-            f"WHERE NOT ({images.same('a', 'b')}) GROUP BY 1, 2"
-        )
-    finally:
-        images.close()
-    return _counts({(had == PRESENT, has == PRESENT): count for had, has, count in rows})
+    return _counts(Comparison(catalog, table).tally(before, after))
 
 
-def _counts(found: dict[tuple[bool, bool], int]) -> Counts:
+def _counts(found: Mapping[tuple[bool, bool], int]) -> Counts:
     return Counts(found.get((False, True), 0), found.get((True, True), 0), found.get((True, False), 0))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader.errors import NotFoundError
-from deeplake_loader.merging.images import PRESENT, Images
+from deeplake_loader.merging.comparison import PRESENT, Comparison
 from deeplake_loader.rows import RowSet
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from deeplake_loader.branches import Point
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.merging.contents import Contents
     from deeplake_loader.rows import Row, Source
     from deeplake_loader.types import Table
 
@@ -138,20 +139,15 @@ class Diff:
         return f"<Diff: {', '.join(shown) or 'no differences'}>"
 
 
-def compare(catalog: Catalog, tables: Sequence[Table], a: Point, b: Point, source: Source) -> Diff:
+def compare(catalog: Catalog, tables: Sequence[Table], a: Point, b: Point, source: Source, contents: Contents) -> Diff:
     """The changes that lead from point ``a`` to point ``b``, within the caller's snapshot or transaction."""
-    return Diff([_compare(Images(catalog, table), a, b, source) for table in tables])
-
-
-def _compare(images: Images, a: Point, b: Point, source: Source) -> TableDiff:
-    columns = Columns(images.table, [c.name for c in images.shape.columns], images.shape.key, source)
-    keys = images.candidates((a, b))
-    if keys is None:
-        return TableDiff(columns, [])
-    try:
-        return TableDiff(columns, images.pairs(images.read(a, keys), images.read(b, keys)))
-    finally:
-        images.close()
+    parts = []
+    for table in tables:
+        comparison = Comparison(catalog, table)
+        shape = comparison.shape
+        columns = Columns(table, [c.name for c in shape.columns], shape.key, source)
+        parts.append(TableDiff(columns, comparison.differences(a, b, contents)))
+    return Diff(parts)
 
 
 def _kind(had: bool, has: bool) -> Kind:

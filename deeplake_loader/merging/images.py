@@ -1,9 +1,6 @@
-"""Rows at several points side by side: TEMP tables over one set of keys, compared by SQL.
+"""Rows of a merge at several points side by side: TEMP tables over one set of keys.
 
-Every table of images has one row per key of the set, with the table's stored columns and `_dl_state`: a row (1), no row
-(0), or ambiguous (2: the ancestors of a merge disagree). Absent and ambiguous rows hold NULLs, so one comparison of
-states and columns decides whether two points agree on a key. Addresses of blobs and vectors that differ are compared by
-what they hold. The TEMP tables live inside the caller's transaction or snapshot and go with it or with `close`.
+They live inside the caller's transaction and go with it or with `close`.
 """
 
 from __future__ import annotations
@@ -12,59 +9,61 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader import history, states
-from deeplake_loader.merging.contents import SAME_BLOB, SAME_VECTOR
-from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, quote_identifier, quote_identifiers
+from deeplake_loader.merging.comparison import ABSENT, AMBIGUOUS, PRESENT, Comparison
+from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, quote_identifier
 
 if TYPE_CHECKING:
     from deeplake_loader.branches import Point
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.history import StoredColumn
-    from deeplake_loader.types import Table
-
-ABSENT, PRESENT, AMBIGUOUS = 0, 1, 2
-KEEP, TAKE, CONFLICT = 0, 1, 2
+    from deeplake_loader.merging.contents import Contents
+    from deeplake_loader.types import ColumnType, Table
 
 _numbers = count(1)
 
 
-class Images:
+class Images(Comparison):
     """One table's rows at several points, for the keys on which the points may differ."""
 
-    def __init__(self, catalog: Catalog, table: Table) -> None:
-        self._catalog, self.table = catalog, table
-        self.shape = history.read_shape(catalog, table.name)
-        self.key = quote_identifiers(self.shape.key)
-        self.names = self.shape.names
+    def __init__(self, catalog: Catalog, table: Table, contents: Contents) -> None:
+        super().__init__(catalog, table)
+        self._contents = contents
         self._made: list[str] = []
+        self._read: list[str] = []
 
     # -- key sets and images -------------------------------------------------------------------------------------------
 
     def candidates(self, points: Sequence[Point]) -> str | None:
         """A key set of every key on which the points can differ; None when there is no such key."""
-        sql, params = states.candidate_keys_sql(self._catalog, self.table.name, points)
-        if self._catalog.fetchone(f"SELECT 1 FROM ({sql}) LIMIT 1", params) is None:
+        sql, params = self._catalog.history.candidate_keys(self.table.name, points)
+        if self._catalog.fetchone(f"SELECT 1 FROM ({sql}) c LIMIT 1", params) is None:
             return None
-        keys = self._create(self._key_columns())
-        self._catalog.execute(f"INSERT OR IGNORE INTO {keys} ({self.key}) {sql}", params)
+        keys = self.create()
+        self._catalog.execute(
+            f"INSERT INTO {keys} ({self.key}) SELECT {self.key} FROM ({sql}) c WHERE TRUE ON CONFLICT DO NOTHING",
+            params,
+        )
         return keys
 
     def chosen(self, source: str, where: str) -> str:
         """A key set of the keys that ``SELECT key FROM source WHERE where`` gives."""
-        keys = self._create(self._key_columns())
+        keys = self.create()
         self._catalog.execute(f"INSERT INTO {keys} ({self.key}) SELECT {self.key} FROM {source} WHERE {where}")
         return keys
 
     def read(self, point: Point, keys: str) -> str:
         """The images of a key set at a point."""
-        sql, params = states.select_sql(self._catalog, self.table.name, point)
+        sql, params = self._catalog.history.select(self.table.name, point)
         images = self._create_images()
         self._catalog.execute(
-            f"INSERT INTO {images} ({self.names}, _dl_state) SELECT {self.names}, {PRESENT} FROM ({sql}) "
-            f"WHERE {self._row(self.key)} IN (SELECT {self.key} FROM {keys})",
+            f"INSERT INTO {images} ({self.names}, _dl_state) SELECT {self.names}, {PRESENT} FROM ({sql}) r "
+            f"WHERE {self.contains('', keys)}",
             params,
         )
         self._fill(images, keys, ABSENT)
+        for column, type in self.addressed():
+            self._compare_contents(images, column, type)
+        self._read.append(images)
         return images
 
     def merge(self, rows: str, other: str, base: str) -> str:
@@ -88,94 +87,61 @@ class Images:
         while self._made:
             self._catalog.execute(f"DROP TABLE IF EXISTS {self._made.pop()}")
 
-    # -- text ----------------------------------------------------------------------------------------------------------
+    def _compare_contents(self, images: str, column: StoredColumn, type: ColumnType) -> None:
+        """Note which addresses of these images hold the same bytes as another one of the same key."""
+        name = quote_identifier(column.name)
+        members = "" if type.is_vector else f"{_member('m', f'n.{name}')} {_member('x', f'e.{name}')}"
+        alike = "" if type.is_vector else " AND m.length = x.length AND m.checks = x.checks"
+        for earlier in self._read:
+            pairs = self._catalog.fetchall(
+                f"SELECT DISTINCT n.{name}, e.{name} FROM {images} n {self.join('n', earlier, 'e')} {members} "
+                f"WHERE n.{name} <> e.{name}{alike}"
+            )
+            same = [(a, b) for a, b in pairs if self._contents.same(type, a, b)]
+            if same:
+                self._note([*same, *((b, a) for a, b in same)])
 
-    def columns(self, alias: str) -> str:
-        """The stored columns, qualified."""
-        return ", ".join(f"{alias}.{quote_identifier(c.name)}" for c in self.shape.columns)
-
-    def keys_of(self, alias: str) -> str:
-        """The key columns, qualified."""
-        return ", ".join(f"{alias}.{quote_identifier(k)}" for k in self.shape.key)
-
-    def join(self, left: str, images: str, alias: str) -> str:
-        """JOIN text that puts the row of the same key beside ``left``."""
-        return f"JOIN {images} {alias} ON {self.same_key(left, alias)}"
-
-    def same_key(self, a: str, b: str) -> str:
-        return " AND ".join(f"{a}.{quote_identifier(k)} = {b}.{quote_identifier(k)}" for k in self.shape.key)
-
-    def same(self, a: str, b: str) -> str:
-        """A condition: two images of the same key agree. Text is compared byte by byte, whatever its collation."""
-        compared = (c for c in self.shape.columns if not c.key or c.collation != "BINARY")  # joined by key already
-        return " AND ".join((f"{a}._dl_state = {b}._dl_state", *(self._same(c, a, b) for c in compared)))
-
-    def _same(self, column: StoredColumn, a: str, b: str) -> str:
-        left, right = (f"{alias}.{quote_identifier(column.name)}" for alias in (a, b))
-        equal = f"{left} IS {right} COLLATE BINARY"
-        declared = self.table.column(column.name)
-        if declared is None or declared.type.is_scalar:
-            return equal
-        if declared.type.is_vector:
-            return f"({equal} OR {SAME_VECTOR}({left}, {right}))"
-        return f"({equal} OR ({_fingerprint(left)} = {_fingerprint(right)} AND {SAME_BLOB}({left}, {right})))"
-
-    def within(self, keys: str) -> str:
-        """A condition on a table's own key columns: the key is in the key set."""
-        return f"{self._row(self.key)} IN (SELECT {self.key} FROM {keys})"
-
-    def contains(self, alias: str, keys: str) -> str:
-        """A condition: the key of ``alias`` is among the keys of a table or parenthesised SELECT."""
-        return f"{self._row(self.keys_of(alias))} IN (SELECT {self.key} FROM {keys})"
-
-    def _row(self, columns: str) -> str:
-        return f"({columns})" if len(self.shape.key) > 1 else columns
+    def _note(self, pairs: list[tuple[int, int]]) -> None:
+        if self.equal_contents is None:
+            self.equal_contents = self._name()
+            columns = "a BIGINT NOT NULL, b BIGINT NOT NULL, PRIMARY KEY (a, b)"
+            self._catalog.execute(f"CREATE TEMP TABLE {self.equal_contents} ({columns})")
+        sql = f"INSERT INTO {self.equal_contents} (a, b) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        self._catalog.executemany(sql, pairs)
 
     # -- TEMP tables ---------------------------------------------------------------------------------------------------
 
-    def create(self, columns: Iterable[str] = ()) -> str:
+    def create(self, others: Iterable[str] = ()) -> str:
         """A TEMP table of keys with further columns, empty."""
-        return self._create((*self._key_columns(), *columns))
+        name = self._name()
+        self._catalog.execute(self.dialect.create_temp(name, self.key_columns, list(others)))
+        return name
 
     def _create_images(self) -> str:
         others = (f"{quote_identifier(c.name)} {c.declared}" for c in self.shape.columns if not c.key)
-        return self._create((*self._key_columns(), *others, "_dl_state INTEGER NOT NULL"))
+        return self.create((*others, "_dl_state INTEGER NOT NULL"))
 
-    def _key_columns(self) -> list[str]:
-        by_name = {c.name: c for c in self.shape.columns}
-        return [f"{quote_identifier(k)} {by_name[k].declared} COLLATE {by_name[k].collation}" for k in self.shape.key]
-
-    def _create(self, columns: Iterable[str]) -> str:
-        name = f"temp._dl_images_{next(_numbers)}"
-        rowid = len(self.shape.key) == 1 and self._is_integer_key()
-        tail = "" if rowid else " WITHOUT ROWID"
-        self._catalog.execute(f"CREATE TABLE {name} ({', '.join(columns)}, PRIMARY KEY ({self.key})){tail}")
-        self._made.append(name)
-        return name
-
-    def _is_integer_key(self) -> bool:
-        return next(c.declared.upper() for c in self.shape.columns if c.key) == "INTEGER"
+    def _name(self) -> str:
+        self._made.append(f"_dl_images_{next(_numbers)}")
+        return self._made[-1]
 
     def _fill(self, images: str, keys: str, state: int) -> None:
         self._catalog.execute(
-            f"INSERT OR IGNORE INTO {images} ({self.key}, _dl_state) SELECT {self.key}, {state} FROM {keys}"
+            f"INSERT INTO {images} ({self.key}, _dl_state) SELECT {self.key}, {state} FROM {keys} WHERE TRUE "
+            "ON CONFLICT DO NOTHING"
         )
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def pairs(self, before: str, after: str, keys: str | None = None) -> list[tuple[Any, ...]]:
-        """Per differing key in key order: (state before, state after, row before ..., row after ...)."""
-        differs = f"NOT ({self.same('a', 'b')})"
-        where = differs if keys is None else self.contains("a", keys)
+    def pairs(self, before: str, after: str, keys: str) -> list[tuple[Any, ...]]:
+        """Per key of the set in key order: (state before, state after, row before ..., row after ...)."""
         return self._catalog.fetchall(
             f"SELECT a._dl_state, b._dl_state, {self.columns('a')}, {self.columns('b')} "
-            f"FROM {before} a {self.join('a', after, 'b')} WHERE {where} ORDER BY {self.keys_of('a')}"
+            f"FROM {before} a {self.join('a', after, 'b')} WHERE {self.contains('a', keys)} ORDER BY {self.order('a')}"
         )
 
 
-def _fingerprint(address: str) -> str:
-    """Length and checksums of a blob, as one text: where they differ, so do the bytes."""
-    return (
-        f"(SELECT length || ' ' || hex(checks) FROM _dl_members "
-        f"WHERE file = {address} >> {ORDINAL_BITS} AND ordinal = {address} & {MAX_ORDINAL})"
-    )
+def _member(alias: str, address: str) -> str:
+    """JOIN text for a blob's row: where lengths or checksums differ, so do the bytes."""
+    place = f"{alias}.file = {address} >> {ORDINAL_BITS} AND {alias}.ordinal = {address} & {MAX_ORDINAL}"
+    return f"JOIN _dl_members {alias} ON {place}"

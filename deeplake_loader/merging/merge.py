@@ -18,20 +18,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from deeplake_loader import history, overlays
-from deeplake_loader.branches import MAIN, Branch, Branches, Point, log_name, overlay_name, shadow_name
+from deeplake_loader.branches import MAIN, Branch, Point, branches_of
 from deeplake_loader.errors import ConflictError, InputError
-from deeplake_loader.history import SEQ
 from deeplake_loader.merging import integrity
+from deeplake_loader.merging.comparison import PRESENT
+from deeplake_loader.merging.constraints import foreign_keys
 from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
 from deeplake_loader.merging.graph import Graph
-from deeplake_loader.merging.images import CONFLICT, KEEP, PRESENT, TAKE, Images
-from deeplake_loader.merging.integrity import Incoming
+from deeplake_loader.merging.images import Images
+from deeplake_loader.merging.part import CONFLICT, KEEP, TAKE, Part
+from deeplake_loader.merging.replay import Replay
 from deeplake_loader.merging.target import Target
-from deeplake_loader.types import quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.merging.contents import Contents
+    from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.rows import Source
     from deeplake_loader.types import Table
 
@@ -72,43 +74,20 @@ class MergeResult:
     diff: Diff | None = None
 
 
-@dataclass(slots=True)
-class Part:
-    """One table of a merge: images of both sides and of their base, and the choice for each key that differs."""
-
-    images: Images
-    ours: str
-    theirs: str
-    base: str
-    choices: str
-
-    @property
-    def name(self) -> str:
-        return self.images.table.name
-
-    @property
-    def incoming(self) -> Incoming:
-        return Incoming(self.images, self.ours, self.theirs, self.choices)
-
-
 class _RolledBack(Exception):
     """Leaves the transaction of a merge that shall leave nothing behind."""
 
 
-class _Refused(Exception):
-    """Rows that would break a constraint: keys by part, with the reason."""
-
-    def __init__(self, found: list[tuple[Part, Reason, list[Any]]]) -> None:
-        super().__init__()
-        self.found = found
+_Offence = tuple[Part, Reason, list[Any]]
+"""Rows that would break a constraint: their part, the reason and their keys."""
 
 
 class Merger:
     """Merges and reverts for one store's catalog."""
 
-    def __init__(self, catalog: Catalog, source: Source) -> None:
-        self._catalog, self._source = catalog, source
-        self._branches = Branches(catalog)
+    def __init__(self, catalog: Catalog, source: Source, contents: Contents, writer: BranchWriter) -> None:
+        self._catalog, self._source, self._contents, self._writer = catalog, source, contents, writer
+        self._branches = branches_of(catalog)
 
     def merge(
         self, source: str, into: str, *, on_conflict: OnConflict, dry_run: bool, message: str | None
@@ -157,6 +136,7 @@ class _Run:
 
     def __init__(self, merger: Merger, ours: Branch, theirs: Branch, on_conflict: OnConflict, dry_run: bool) -> None:
         self._catalog, self._source, self._branches = merger._catalog, merger._source, merger._branches
+        self._contents, self._writer = merger._contents, merger._writer
         self._ours, self._theirs, self._on_conflict, self._dry_run = ours, theirs, on_conflict, dry_run
         self._conflicts: list[Conflict] = []
         self._made: list[Images] = []
@@ -167,7 +147,7 @@ class _Run:
             images.close()
 
     def _images(self, table: Table) -> Images:
-        images = Images(self._catalog, table)
+        images = Images(self._catalog, table, self._contents)
         self._made.append(images)
         return images
 
@@ -209,7 +189,8 @@ class _Run:
         base = graph.virtual_base(target, source, read, images.merge)
         choices = images.create(("choice INTEGER NOT NULL",))
         self._catalog.execute(
-            f"INSERT INTO {choices} SELECT {images.keys_of('d')}, CASE WHEN {images.same('t', 'b')} THEN {KEEP} "
+            f"INSERT INTO {choices} ({images.key}, choice) SELECT {images.keys_of('d')}, "
+            f"CASE WHEN {images.same('t', 'b')} THEN {KEEP} "
             f"WHEN {images.same('o', 'b')} THEN {TAKE} ELSE {CONFLICT} END FROM {differing} d "
             f"{images.join('d', ours, 'o')} {images.join('d', theirs, 't')} {images.join('d', base, 'b')}"
         )
@@ -221,7 +202,8 @@ class _Run:
             return None
         images, ours, theirs, differing = compared
         choices = images.create(("choice INTEGER NOT NULL",))
-        self._catalog.execute(f"INSERT INTO {choices} SELECT {images.key}, {TAKE} FROM {differing}")
+        every = f"SELECT {images.key}, {TAKE} FROM {differing}"
+        self._catalog.execute(f"INSERT INTO {choices} ({images.key}, choice) {every}")
         return Part(images, ours, theirs, ours, choices)
 
     def _compare(self, table: Table, here: Point, there: Point) -> tuple[Images, str, str, str] | None:
@@ -242,7 +224,7 @@ class _Run:
         )
         return differing if self._catalog.fetchone(f"SELECT 1 FROM {differing} LIMIT 1") else None
 
-    # -- conflicts -----------------------------------------------------------------------------------------------------
+    # -- settling ------------------------------------------------------------------------------------------------------
 
     def _settle(self, parts: Sequence[Part], moved_to: int | None) -> MergeResult:
         """Settle conflicts as asked, replay, and say what was done."""
@@ -252,33 +234,53 @@ class _Run:
             self._catalog.execute(f"UPDATE {part.choices} SET choice = {choice} WHERE choice = {CONFLICT}")
         if self._on_conflict == "raise" and not self._dry_run:
             self._raise_conflicts()
-        self._replay_lawfully(parts, moved_to)
+        self._make_lawful(parts)
+        if not self._dry_run:
+            Replay(self._catalog, self._writer, self._ours, moved_to).write(parts)
         counts = {part.name: found for part in parts if (found := self._count(part)) != Counts()}
         total = sum(counts.values(), Counts())
         diff = Diff([self._diff(part) for part in parts]) if self._dry_run else None
         commit = None if self._dry_run else ""
         return MergeResult(commit, total.added, total.changed, total.removed, counts, tuple(self._conflicts), diff)
 
-    def _replay_lawfully(self, parts: Sequence[Part], moved_to: int | None) -> None:
-        """Replay; rows that would break a constraint are conflicts, which only "ours" (and a dry run) can settle."""
-        while True:
-            try:
-                with self._catalog.transaction():
-                    self._replay(parts, moved_to)
-                return
-            except _Refused as refused:
-                for part, reason, keys in refused.found:
-                    self._refuse(part, reason, keys)
+    # -- constraints ---------------------------------------------------------------------------------------------------
+
+    def _make_lawful(self, parts: Sequence[Part]) -> None:
+        """Rows that would break a constraint are conflicts, which only "ours" (and a dry run) can settle; without them
+        others may break one, so it is asked again."""
+        target = Target(self._catalog, self._ours.id, self._images)
+        while found := self._clashes(parts, target) or self._offences(parts, target):
+            for part, reason, keys in found:
+                self._refuse(part, reason, keys)
             if self._on_conflict != "ours" and not self._dry_run:
                 self._raise_conflicts()
+
+    def _clashes(self, parts: Sequence[Part], target: Target) -> list[_Offence]:
+        found = ((part, list(integrity.unique_clashes(self._catalog, part, target))) for part in parts)
+        return [(part, "unique value taken", keys) for part, keys in found if keys]
+
+    def _offences(self, parts: Sequence[Part], target: Target) -> list[_Offence]:
+        by_name = {part.name: part for part in parts}
+        found: list[_Offence] = []
+        for foreign in foreign_keys(self._catalog, [table.name for table in self._tables()]):
+            if foreign.table in by_name:
+                keys = integrity.orphans(self._catalog, by_name, foreign, target)
+                found.append((by_name[foreign.table], "parent missing", keys))
+            if foreign.parent in by_name:
+                keys = integrity.widowed(self._catalog, by_name, foreign, target)
+                found.append((by_name[foreign.parent], "children left", keys))
+        return [offence for offence in found if offence[2]]
 
     def _refuse(self, part: Part, reason: Reason, keys: list[Any]) -> None:
         images = part.images
         chosen = images.create()
         places = ", ".join("?" * len(images.shape.key))
-        self._catalog.executemany(f"INSERT OR IGNORE INTO {chosen} VALUES ({places})", keys)
+        sql = f"INSERT INTO {chosen} ({images.key}) VALUES ({places}) ON CONFLICT DO NOTHING"
+        self._catalog.executemany(sql, keys)
         self._conflicts += self._list(part, f"v.choice = {TAKE} AND {images.contains('v', chosen)}", reason)
-        self._catalog.execute(f"UPDATE {part.choices} SET choice = {KEEP} WHERE {images.within(chosen)}")
+        self._catalog.execute(f"UPDATE {part.choices} SET choice = {KEEP} WHERE {images.contains('', chosen)}")
+
+    # -- conflicts -----------------------------------------------------------------------------------------------------
 
     def _list(self, part: Part, where: str, reason: Reason) -> list[Conflict]:
         images, columns, width = part.images, self._columns(part.images), len(part.images.shape.columns)
@@ -286,7 +288,7 @@ class _Run:
         records = self._catalog.fetchall(
             f"SELECT {', '.join(f'{s}._dl_state' for s in sides)}, {', '.join(map(images.columns, sides))} "
             f"FROM {part.choices} v {images.join('v', part.base, 'b')} {images.join('v', part.ours, 'o')} "
-            f"{images.join('v', part.theirs, 't')} WHERE {where} ORDER BY {images.keys_of('v')}"
+            f"{images.join('v', part.theirs, 't')} WHERE {where} ORDER BY {images.order('v')}"
         )
         rows = [columns.rows([r[3 + i * width : 3 + (i + 1) * width] for r in records]) for i in range(3)]
         found = []
@@ -308,122 +310,6 @@ class _Run:
             "'theirs'",
             conflicts=tuple(self._conflicts),
         )
-
-    # -- replay --------------------------------------------------------------------------------------------------------
-
-    def _replay(self, parts: Sequence[Part], moved_to: int | None) -> None:
-        before = Target(self._catalog, self._ours.id, self._images)
-        self._refuse_clashes(
-            (part, "unique value taken", list(integrity.unique_clashes(self._catalog, part.incoming, before)))
-            for part in parts
-        )
-        for part in parts:
-            if self._ours.id == MAIN:
-                self._write(part, part.name)
-            elif moved_to is None:
-                self._write_overlay(part)
-            else:
-                self._keep_aside(part)
-        if moved_to is not None:
-            self._move_fork(moved_to)
-        self._check_references(parts)
-
-    def _write(self, part: Part, real: str, condition: str = "1") -> None:
-        """Delete the merged keys and insert their rows anew: values may then swap between rows freely."""
-        images, target = part.images, f"main.{quote_identifier(real)}"
-        chosen = images.create()
-        self._catalog.execute(
-            f"INSERT INTO {chosen} SELECT {images.keys_of('v')} FROM {part.choices} v "
-            f"WHERE choice = {TAKE} AND {condition}"
-        )
-        self._catalog.execute(f"DELETE FROM {target} WHERE {images.within(chosen)}")
-        self._catalog.execute(
-            f"INSERT INTO {target} ({images.names}) SELECT {images.names} FROM {part.theirs} "
-            f"WHERE _dl_state = {PRESENT} AND {images.within(chosen)} ORDER BY {images.key}"
-        )
-
-    def _write_overlay(self, part: Part, condition: str = "1") -> None:
-        """The merged keys hide main's from now on, and the overlay holds their rows."""
-        self._ensure_overlay(part.name)
-        self._take_over(part, f"choice = {TAKE} AND {condition}")
-        self._write(part, overlay_name(self._ours.id, part.name), condition)
-
-    def _ensure_overlay(self, table: str) -> None:
-        branch = self._ours
-        if table not in self._branches.overlays(branch.id):
-            overlays.create_overlay(self._catalog, branch.id, table)
-            overlays.create_public_view(self._catalog, branch.id, table, branch.name)
-
-    def _take_over(self, part: Part, where: str) -> None:
-        """Hide main's rows of these keys, and log that the overlay held none of them so far."""
-        images, key = part.images, part.images.key
-        overlay = overlay_name(self._ours.id, part.name)
-        shadow, own, log = (
-            f"main.{quote_identifier(name)}"
-            for name in (shadow_name(self._ours.id, part.name), overlay, log_name(overlay))
-        )
-        keys = f"SELECT {images.keys_of('v')}, {SEQ} FROM {part.choices} v WHERE {where}"
-        unlogged = f"NOT EXISTS (SELECT 1 FROM {log} l WHERE {images.same_key('l', 'v')} AND l._dl_seq = {SEQ})"
-        self._catalog.execute(
-            f"INSERT INTO {log} ({key}, _dl_seq, _dl_op) SELECT *, 'I' FROM ({keys} "
-            f"AND NOT {images.contains('v', own)} AND {unlogged})"
-        )
-        self._catalog.execute(f"INSERT OR IGNORE INTO {shadow} ({key}, _dl_seq) {keys}")
-
-    def _keep_aside(self, part: Part) -> None:
-        """Before main becomes the base: rows that the branch keeps against main go into the overlay, and merged rows
-        replace those that are there already."""
-        images, kept = part.images, f"SELECT {part.images.key} FROM {part.choices} WHERE choice <> {TAKE}"
-        if self._catalog.fetchone(kept) is not None:
-            self._ensure_overlay(part.name)
-            own = f"main.{quote_identifier(overlay_name(self._ours.id, part.name))}"
-            self._take_over(part, f"choice <> {TAKE}")
-            self._catalog.execute(
-                f"INSERT INTO {own} ({images.names}) SELECT {images.names} FROM {part.ours} o "
-                f"WHERE _dl_state = {PRESENT} AND {images.contains('o', f'({kept})')} "
-                f"AND NOT {images.contains('o', own)}"
-            )
-        if part.name in self._branches.overlays(self._ours.id):
-            owned = " OR ".join(
-                images.contains("v", f"main.{quote_identifier(name(self._ours.id, part.name))}")
-                for name in (overlay_name, shadow_name)
-            )
-            self._write_overlay(part, f"({owned})")
-
-    def _move_fork(self, main_seq: int) -> None:
-        """From this commit on the branch stands on main's present; its own keys must hide main's."""
-        for table in self._branches.overlays(self._ours.id):
-            key = quote_identifiers(history.read_shape(self._catalog, table).key)
-            overlay, shadow = (quote_identifier(name(self._ours.id, table)) for name in (overlay_name, shadow_name))
-            self._catalog.execute(
-                f"INSERT OR IGNORE INTO main.{shadow} ({key}, _dl_seq) SELECT {key}, {SEQ} FROM main.{overlay}"
-            )
-        row = (self._ours.id, self._catalog.head() + 1, main_seq)
-        self._catalog.execute("INSERT OR REPLACE INTO _dl_forks (branch, seq, main_seq) VALUES (?, ?, ?)", row)
-
-    # -- constraints ---------------------------------------------------------------------------------------------------
-
-    def _check_references(self, parts: Sequence[Part]) -> None:
-        names = [table.name for table in self._tables()]
-        after = Target(self._catalog, self._ours.id, self._images)
-        by_name = {part.name: part for part in parts}
-        keys = [f for f in integrity.foreign_keys(self._catalog, names) if f.table in by_name or f.parent in by_name]
-
-        def offences() -> Iterator[tuple[Part, Reason, list[Any]]]:
-            for foreign in keys:
-                if foreign.table in by_name:
-                    part = by_name[foreign.table]
-                    yield part, "parent missing", integrity.orphans(self._catalog, part.incoming, foreign, after)
-                if foreign.parent in by_name:
-                    part = by_name[foreign.parent]
-                    yield part, "children left", integrity.widowed(self._catalog, part.incoming, foreign, after)
-
-        self._refuse_clashes(offences())
-
-    def _refuse_clashes(self, offences: Iterator[tuple[Part, Reason, list[Any]]]) -> None:
-        found = [offence for offence in offences if offence[2]]
-        if found:
-            raise _Refused(found)
 
     # -- results -------------------------------------------------------------------------------------------------------
 

@@ -16,12 +16,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from deeplake_loader import history, store
+from deeplake_loader import store
 from deeplake_loader.branches import (
     HISTORY_FROM,
     MAIN,
     Branches,
     Point,
+    branches_of,
     first_number,
     log_name,
     overlay_name,
@@ -59,7 +60,7 @@ def period(value: object, name: str) -> timedelta:
 
 def horizon(catalog: Catalog, keep: timedelta) -> tuple[int, set[int]]:
     """(oldest commit of main that must stay readable, branches whose overlays must stay)."""
-    branches = Branches(catalog)
+    branches = branches_of(catalog)
     live = [branch.id for branch in branches.all()]
     points = {*_merge_bases(branches), *_tagged(catalog), *_recent(catalog, branches, live, keep)}
     oldest = min(branches.fork_at(p.branch, p.seq) for p in points)
@@ -75,7 +76,7 @@ def _merge_bases(branches: Branches) -> Iterator[Point]:
 def _tagged(catalog: Catalog) -> Iterator[Point]:
     for branch, seq, node in catalog.fetchall("SELECT branch, seq, node FROM _dl_tags"):
         yield Point(branch, seq)
-        yield Branches(catalog).point_of(node)
+        yield branches_of(catalog).point_of(node)
 
 
 def _recent(catalog: Catalog, branches: Branches, live: list[int], keep: timedelta) -> Iterator[Point]:
@@ -102,8 +103,8 @@ def prune(catalog: Catalog, keep: timedelta) -> int:
 
 def _prune_log(catalog: Catalog, real: str, oldest: int) -> int:
     """The last row stays, because numbers of the log must never begin anew; but it no longer holds an image."""
-    shape = history.read_shape(catalog, real)
-    name, last = f"main.{quote_identifier(shape.log)}", "(SELECT max(_dl_n) FROM {})"
+    shape = catalog.history.shape(real)
+    name, last = catalog.history.real(shape.log), "(SELECT max(_dl_n) FROM {})"
     held = [f"{quote_identifier(c.name)} = NULL" for c in shape.columns if not c.key]
     emptied = ", ".join(("_dl_op = 'I'", *held))
     catalog.execute(
@@ -129,9 +130,9 @@ def _drop_overlays(catalog: Catalog, needed: set[int]) -> int:
         if branch in needed:
             continue
         overlay = overlay_name(branch, table)
-        gone += int(catalog.fetchone(f"SELECT count(*) FROM main.{quote_identifier(log_name(overlay))}")[0])
+        gone += int(catalog.fetchone(f"SELECT count(*) FROM {catalog.history.real(log_name(overlay))}")[0])
         for name in (log_name(overlay), overlay, shadow_name(branch, table)):
-            catalog.execute(f"DROP TABLE main.{quote_identifier(name)}")
+            catalog.execute(f"DROP TABLE {catalog.history.real(name)}")
         catalog.execute("DELETE FROM _dl_overlays WHERE branch = ? AND table_name = ?", (branch, table))
     return gone
 
@@ -165,7 +166,7 @@ def _reached(catalog: Catalog) -> set[int]:
         real = [table.name, *(overlay_name(b, table.name) for b in overlays.get(table.name.lower(), ()))]
         for name in (*real, *map(log_name, real)):
             for column in columns:
-                sql = f"SELECT DISTINCT {column} >> {ORDINAL_BITS} FROM main.{quote_identifier(name)}"
+                sql = f"SELECT DISTINCT {column} >> {ORDINAL_BITS} FROM {catalog.history.real(name)}"
                 found |= {file for (file,) in catalog.fetchall(sql) if file is not None}
     return found
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from deeplake_loader.branches import MAIN, Branches, Point
-from deeplake_loader.errors import NotFoundError, SQLError
+from deeplake_loader.branches import MAIN, Point, branches_of
+from deeplake_loader.errors import NotFoundError
 from deeplake_loader.merging.contents import Contents
 
 if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs none of it
@@ -17,6 +16,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs 
     from deeplake_loader.merging.diff import Diff
     from deeplake_loader.merging.merge import MergeResult, OnConflict
     from deeplake_loader.merging.retention import Garbage
+    from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.rows import Source
     from deeplake_loader.search.copies import Copies
     from deeplake_loader.shards import Shards
@@ -34,13 +34,13 @@ class MergingVerbs:
     _shards: Shards
     _vectors: Vectors
     _views: Views
+    _overlays: BranchWriter
     _indexes: Indexes
     _copies: Copies
 
     def _begin_merging(self, source: Source) -> None:
         self._contents = Contents(self._shards, self._vectors)
         self._handles = source
-        self._catalog.add_hook(self._contents.register)
 
     def diff(self, a: Ref, b: Ref, table: str | None = None) -> Diff:
         """The rows that differ between two points, in one snapshot: what was added, changed and removed on the way
@@ -56,8 +56,8 @@ class MergingVerbs:
         from deeplake_loader.merging.diff import compare
 
         tables = list(self._catalog.tables().values()) if table is None else [self._named(table)]
-        with self._catalog.snapshot(), self._content_errors():
-            return compare(self._catalog, tables, self._point(a), self._point(b), self._handles)
+        with self._catalog.snapshot():
+            return compare(self._catalog, tables, self._point(a), self._point(b), self._handles, self._contents)
 
     def merge(
         self,
@@ -89,9 +89,9 @@ class MergingVerbs:
         """
         from deeplake_loader.merging.merge import Merger
 
-        target = into if into is not None else Branches(self._catalog).by_id(self._views.branch).name
-        with self._writing(target), self._content_errors():
-            merger = Merger(self._catalog, self._handles)
+        target = into if into is not None else branches_of(self._catalog).by_id(self._views.branch).name
+        with self._writing(target):
+            merger = Merger(self._catalog, self._handles, self._contents, self._overlays)
             return merger.merge(source, target, on_conflict=on_conflict, dry_run=dry_run, message=message)
 
     def revert(self, to: Ref, *, message: str | None = None) -> MergeResult:
@@ -103,9 +103,10 @@ class MergingVerbs:
         """
         from deeplake_loader.merging.merge import Merger
 
-        branch = Branches(self._catalog).by_id(self._views.branch)
-        with self._writing(branch.name), self._content_errors():
-            return Merger(self._catalog, self._handles).revert(to, branch, message=message or f"revert to {to}")
+        branch = branches_of(self._catalog).by_id(self._views.branch)
+        with self._writing(branch.name):
+            merger = Merger(self._catalog, self._handles, self._contents, self._overlays)
+            return merger.revert(to, branch, message=message or f"revert to {to}")
 
     def gc(self, *, dry_run: bool = True, older_than_s: float = 86_400.0) -> Garbage:
         """Remove sealed files without a reachable blob or vector, and files that no catalog row names; by default only
@@ -155,7 +156,7 @@ class MergingVerbs:
     # -- help ------------------------------------------------------------------------------------------------------
 
     def _point(self, ref: Ref) -> Point:
-        branches = Branches(self._catalog)
+        branches = branches_of(self._catalog)
         if self._catalog.in_transaction:  # reading must not cut the transaction in two commits
             for branch in branches.all():
                 if branch.name == ref:
@@ -170,17 +171,5 @@ class MergingVerbs:
 
     def _writing(self, target: str) -> AbstractContextManager[object]:
         """A merge into the branch that this handle shows writes under its views, which are made anew afterwards."""
-        shown = Branches(self._catalog).by_id(self._views.branch).name
+        shown = branches_of(self._catalog).by_id(self._views.branch).name
         return self._views.showing(MAIN) if target == shown else nullcontext()
-
-    @contextmanager
-    def _content_errors(self) -> Iterator[None]:
-        """SQLite reports only that a function failed; the function kept the real error."""
-        self._contents.take_error()
-        try:
-            yield
-        except SQLError as error:
-            kept = self._contents.take_error()
-            if kept is None:
-                raise
-            raise kept from error
