@@ -14,8 +14,9 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 
@@ -29,15 +30,39 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./-]+\Z")
 
 
+class Storage(Protocol):
+    """Where the bytes of a store lie when they lie elsewhere: see `storage.mirror.Mirror`."""
+
+    @property
+    def url(self) -> str:
+        """Without credentials, without a slash at its end."""
+
+    @property
+    def folder(self) -> str:
+        """The local folder of copies, and of files on their way there."""
+
+    def upload(self, name: str, path: str) -> None:
+        """Makes an object of a local file; it is there whole or not at all."""
+
+    def keep(self, name: str, size: int) -> None:
+        """Makes the uploaded file below ``folder`` a copy."""
+
+    def learn(self, name: str, size: int) -> None:
+        """Tells how long an object is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The absolute folder of one store.
+    """Where one store lies: the absolute ``folder`` of its catalog, and its bytes there, below the folder ``data``, or
+    on a ``storage`` of which the folder has copies.
 
     >>> Root("/tmp/store").path("shards/cats/one.tar")
     '/tmp/store/shards/cats/one.tar'
     """
 
     folder: str
+    storage: Storage | None = field(default=None, compare=False, repr=False)
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.folder):
@@ -47,17 +72,32 @@ class Root:
     def catalog(self) -> str:
         return os.path.join(self.folder, CATALOG)
 
+    @property
+    def base(self) -> str:
+        """The folder below which bytes are written, and read from."""
+        return self.storage.folder if self.storage is not None else self.data or self.folder
+
+    def place(self, url: str) -> str:
+        """Where the bytes of a url are read: its path, or its full url where it lies on a storage.
+
+        Raises:
+            StoreError: as `path`.
+        """
+        path = self.path(url)
+        return path if self.storage is None else f"{self.storage.url}/{url}"
+
     def path(self, url: str) -> str:
-        """The absolute path of a url relative to the root; refused when it would leave the root, also by a link.
+        """The absolute path of a url relative to the root, on a storage of its local copy; refused when it would leave
+        the root, also by a link.
 
         Raises:
             StoreError: an absolute url, one with ``..``, a scheme or a NUL, or one that a link leads outside.
         """
         parts = url.split("/")
         if not url or "\0" in url or "\\" in url or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
-            raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.folder}; refused")
-        path = os.path.join(self.folder, *parts)
-        real, root = os.path.realpath(path), _real(self.folder)
+            raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.base}; refused")
+        path = os.path.join(self.base, *parts)
+        real, root = os.path.realpath(path), _real(self.base)
         if os.path.commonpath((real, root)) != root:
             raise StoreError(f"the file {url!r} leads outside the store ({real}); only files under {root} are read")
         return path
