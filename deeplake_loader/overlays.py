@@ -62,9 +62,10 @@ class BranchWriter:
         free, free_params = (
             self._free_rows(branch, table) if not shown else (f"temp.{quote_identifier(base_name(table))}", ())
         )
-        chosen = f"SELECT {key}, {history.SEQ} FROM {free} WHERE {keys} IN ({keys_sql})"
+        chosen = f"SELECT {key}, ? FROM {free} WHERE {keys} IN ({keys_sql})"
         sql = f"INSERT INTO {shadow} ({key}, _dl_seq) {chosen}"
-        if not self._catalog.execute(sql, (*free_params, *params), user_sql=user_sql).rowcount:
+        values = (self._catalog.head(), *free_params, *params)
+        if not self._catalog.execute(sql, values, user_sql=user_sql).rowcount:
             return
         rows, row_params = self._fork_rows(branch, table) if not shown else (free, ())
         taken = f"SELECT {key} FROM {shadow} WHERE _dl_n > ?"

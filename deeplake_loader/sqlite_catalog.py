@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from deeplake_loader import authorizer, catalog_file, store
 from deeplake_loader import catalog as shared
-from deeplake_loader import catalog_file, store
-from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_timeout
+from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_timeout, weakly
 from deeplake_loader.driver_errors import DRIVER_ERRORS, translate_error
+from deeplake_loader.errors import SQLError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class SqliteCatalog(Catalog):
         super()._reset()
         self._changes_at_start = self._schema_at_start = 0
         self._keep_temporary = False
+        self._checked = False
+        self._refusal: str | None = None
 
     @classmethod
     def open(
@@ -79,17 +82,38 @@ class SqliteCatalog(Catalog):
         return FileLocation(self.root)
 
     def _connect(self) -> sqlite3.Connection:
-        return catalog_file.connect(self.root, read_only=self.read_only, timeout_s=self.timeout_s)
+        connection = catalog_file.connect(self.root, read_only=self.read_only, timeout_s=self.timeout_s)
+        connection.set_authorizer(weakly(self._authorize))
+        return connection
 
     # -- statements ------------------------------------------------------------------------------------------------
 
+    def _run(self, sql: str, params: Parameters, user_sql: str | None) -> sqlite3.Cursor:
+        """The cursor of a statement, which SQLite checks against `authorizer` if it is a user's."""
+        before, self._checked = self._checked, user_sql is not None  # a user's may call functions that read for us
+        self._refusal = None
+        try:  # the blank keeps a user's statement apart from our own of the same text, prepared unchecked
+            cursor: sqlite3.Cursor = self.connection.execute(f"{sql} " if self._checked else sql, params)
+        except DRIVER_ERRORS as error:
+            if self._refusal is not None:
+                raise SQLError(f"the statement is refused: {self._refusal}", sql=user_sql) from error
+            raise translate_error(error, user_sql or sql) from error
+        finally:
+            self._checked = before
+        return cursor
+
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _schema: str | None, within: str | None
+    ) -> int:
+        refusal = authorizer.refusal(action, first, second, within) if self._checked else None
+        if refusal is None:
+            return sqlite3.SQLITE_OK
+        self._refusal = refusal
+        return sqlite3.SQLITE_DENY
+
     def execute(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> sqlite3.Cursor:
         with self._guard():
-            try:
-                cursor: sqlite3.Cursor = self.connection.execute(sql, params)
-            except DRIVER_ERRORS as error:
-                raise translate_error(error, user_sql or sql) from error
-            return cursor
+            return self._run(sql, params, user_sql)
 
     def executemany(self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None) -> sqlite3.Cursor:
         with self._guard():
@@ -102,17 +126,16 @@ class SqliteCatalog(Catalog):
     def fetchall(self, sql: str, params: Parameters = (), *, user_sql: str | None = None) -> list[Any]:
         with self._guard():
             try:
-                rows: list[Any] = self.connection.execute(sql, params).fetchall()
+                return self._run(sql, params, user_sql).fetchall()
             except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
-            return rows
 
     def chunks(
         self, sql: str, params: Parameters = (), *, size: int, user_sql: str | None = None
     ) -> Iterator[list[Any]]:
         with self._guard():
             try:
-                cursor = self.connection.execute(sql, params)
+                cursor = self._run(sql, params, user_sql)
                 while rows := cursor.fetchmany(size):
                     yield rows
             except DRIVER_ERRORS as error:
@@ -121,7 +144,7 @@ class SqliteCatalog(Catalog):
     def fetchone(self, sql: str, params: Parameters = ()) -> Any:
         with self._guard():
             try:
-                cursor = self.connection.execute(sql, params)
+                cursor = self._run(sql, params, None)
                 row: Any = cursor.fetchone()
                 cursor.close()
             except DRIVER_ERRORS as error:
@@ -130,6 +153,9 @@ class SqliteCatalog(Catalog):
 
     def one_of(self, expression: str, values: Sequence[int] | Sequence[str]) -> tuple[str, tuple[object, ...]]:
         return f"{expression} IN (SELECT value FROM json_each(?))", (json.dumps(values),)
+
+    def has_own(self, table: str) -> bool:
+        return self.fetchone("SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ?", (table,)) is not None
 
     # -- transactions ----------------------------------------------------------------------------------------------
 
