@@ -5,10 +5,7 @@ A blob of up to 4 MB has one crc32c; a longer one has one per 1 MB, so that a pa
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,25 +14,38 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deeplake_loader import adopted, kernels, store
 from deeplake_loader.errors import CorruptionError, NotFoundError
 from deeplake_loader.extents import Extents
+from deeplake_loader.storage.shelves import OpenFiles, find_mirror
+from deeplake_loader.tar import END
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, unpack_address
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from deeplake_loader.catalog import Dialect
     from deeplake_loader.codecs.sparse import SparseFile
 
 CHECK_BLOCK = 1 << 20
 MAX_WHOLE_CHECK = 4 << 20
-MAX_OPEN_FILES = 64
 
+_PLACES: dict[Dialect, str] = {
+    "sqlite": "SELECT group_concat(ordinal), group_concat(at), group_concat(length), group_concat(word, '') FROM "
+    '(SELECT ordinal, ifnull("offset", -1) AS at, length, hex(substr(checks, 1, 4)) AS word '
+    "FROM _dl_members WHERE {} ORDER BY ordinal)",
+    "postgres": "SELECT string_agg(ordinal::text, ','), string_agg(at::text, ','), string_agg(length::text, ','), "
+    "string_agg(word, '') FROM (SELECT ordinal, coalesce(\"offset\", -1) AS at, length, "
+    "encode(substr(checks, 1, 4), 'hex') AS word FROM _dl_members WHERE {} ORDER BY ordinal) found",
+}
 _DENSE = 4  # where more than one in so many of a file's blobs is wanted, its index is read as a range
 
 
 class Queries(Protocol):
     """What reading needs of the catalog."""
 
+    dialect: Dialect
+
     @property
     def root(self) -> store.Root: ...
+    def one_of(self, expression: str, values: Sequence[int], /) -> tuple[str, tuple[object, ...]]: ...
     def fetchone(self, sql: str, params: Sequence[Any] = ()) -> Any: ...
     def fetchall(self, sql: str, params: Sequence[Any] = ()) -> list[Any]: ...
     def meta(self, key: str, /) -> str | None: ...
@@ -74,12 +84,16 @@ def checksums(data: bytes | memoryview) -> bytes:
     return kernels.crc32c_blocks(data, CHECK_BLOCK)
 
 
+def _block_checksums(data: bytes | memoryview) -> bytes:
+    return kernels.crc32c_blocks(data, CHECK_BLOCK)
+
+
 class BlobReader:
     """Verified reads of one store's blobs; threads may share it."""
 
     def __init__(self, catalog: Queries) -> None:
         self._queries = catalog
-        self._files = _OpenFiles()
+        self._files = OpenFiles(catalog.root, self._path)
 
     def read(self, address: int) -> bytes:
         """The blob's bytes, verified.
@@ -91,9 +105,20 @@ class BlobReader:
         member = self._find(address)
         place, data = member.place, member.resting
         if data is None:
-            data = self._files.read(self._path, place, place.offset, place.length)
+            return self._read_verified(place, place.offset, place.length, member.checks, 0)
         if checksums(data) != member.checks:
             self._raise_corrupt(place, data, member.checks, 0)
+        return data
+
+    def _read_verified(self, place: Location, offset: int, length: int, checks: bytes, first: int) -> bytes:
+        """Bytes that have these checksums; a copy that has not is fetched once more. ``first``: block of the blob."""
+        sums = checksums if place.length <= MAX_WHOLE_CHECK else _block_checksums
+        file = self._files.get(place.url)
+        data = file.read(offset, length, str(place))
+        if sums(data) != checks:
+            data = file.reread(offset, length) or data
+            if sums(data) != checks:
+                self._raise_corrupt(place, data, checks, first)
         return data
 
     def read_range(self, address: int, start: int, stop: int) -> bytes:
@@ -123,11 +148,8 @@ class BlobReader:
     def _read_blocks(self, member: Found, begin: int, end: int) -> bytes:
         """From a multiple of CHECK_BLOCK to another one or the end, verified."""
         place, first = member.place, begin // CHECK_BLOCK
-        data = self._files.read(self._path, place, place.offset + begin, end - begin)
         checks = member.checks[first * 4 : -(-end // CHECK_BLOCK) * 4]
-        if kernels.crc32c_blocks(data, CHECK_BLOCK) != checks:
-            self._raise_corrupt(place, data, checks, first)
-        return data
+        return self._read_verified(place, place.offset + begin, end - begin, checks, first)
 
     def info(self, address: int) -> str | None:
         """The media facts stored with the blob, as JSON; None where there are none."""
@@ -158,15 +180,24 @@ class BlobReader:
             url, table[:, chosen] = self._places(number, ordinals)
             file[chosen] = len(paths)
             paths.append(self._path(url))
+            if "://" in paths[-1]:
+                self._learn(number, paths[-1])
         offset, length, check = table
         length[wanted == 0] = 0
         return Extents(tuple(paths), file[back], offset[back], length[back], check[back], addresses)
 
     def _path(self, url: str) -> str:
-        """The path of a file of the store, or of one that was adopted where it lies."""
+        """The path, or the full url, of a file of the store or of one that was adopted where it lies."""
         if adopted.is_adopted(url):
-            return adopted.local_path(url, self._queries)
-        return self._queries.root.path(url)
+            return adopted.place(url, self._queries)
+        return self._queries.root.place(url)
+
+    def _learn(self, number: int, url: str) -> None:
+        """Tells the cache how long a sealed shard is, which it would ask the storage for."""
+        row = self._queries.fetchone("SELECT url, size FROM _dl_files WHERE id = ? AND state = 'sealed'", (number,))
+        if row is not None and not adopted.is_adopted(row[0]):
+            mirror, name = find_mirror(url, self._queries.root)
+            mirror.learn(name, int(row[1]) + len(END))
 
     def infos(self, addresses: np.ndarray) -> list[str | None]:
         """The media facts of many blobs as JSON, in order; None for NULL and where there are none."""
@@ -182,14 +213,15 @@ class BlobReader:
 
     def resting(self, addresses: np.ndarray) -> list[bytes | None]:
         """The bytes of many blobs that rest in the catalog, in order, unverified; None for one that rests elsewhere."""
-        listed = f"[{','.join(map(str, addresses.tolist()))}]"
-        sql = "SELECT address, data FROM _dl_resting WHERE address IN (SELECT value FROM json_each(?))"
-        held: dict[int, bytes] = dict(self._queries.fetchall(sql, (listed,)))
+        where, bound = self._queries.one_of("address", addresses.tolist())
+        held: dict[int, bytes] = dict(
+            self._queries.fetchall(f"SELECT address, data FROM _dl_resting WHERE {where}", bound)
+        )
         return [held.get(address) for address in addresses.tolist()]
 
     def close_files(self) -> None:
         """Forgets the files that are open for reading; later reads open them again."""
-        self._files = _OpenFiles()
+        self._files = OpenFiles(self._queries.root, self._path)
 
     def _values(self, addresses: np.ndarray, column: str) -> list[Any]:
         import numpy as np
@@ -206,16 +238,12 @@ class BlobReader:
         return found
 
     def _places(self, file: int, ordinals: np.ndarray) -> tuple[str, np.ndarray]:
-        """(url, offset, length and crc32c of each), each column out of SQLite as one text: 7 times as fast as rows."""
+        """(url, offset, length and crc32c of each), each column out of the database as one text: 7 times as fast as
+        rows out of SQLite."""
         import numpy as np
 
         url, where, bound = self._choose(file, ordinals)
-        texts = self._queries.fetchone(
-            "SELECT group_concat(ordinal), group_concat(offset), group_concat(length), group_concat(word, '') FROM "
-            "(SELECT ordinal, ifnull(offset, -1) AS offset, length, hex(substr(checks, 1, 4)) AS word "
-            f"FROM _dl_members WHERE {where} ORDER BY ordinal)",
-            bound,
-        )
+        texts = self._queries.fetchone(_PLACES[self._queries.dialect].format(where), bound)
         found, offset, length = (np.frombuffer(kernels.parse_integers(text or ""), np.int64) for text in texts[:3])
         order = np.argsort(found, kind="stable")
         ascending = found[order]
@@ -223,7 +251,7 @@ class BlobReader:
         if int(place.max()) == len(found) or (ascending[place] != ordinals).any():
             _require(file, ordinals, found.tolist())
         kept = order[place]
-        check = np.frombuffer(bytes.fromhex(texts[3]), "<u4").astype(np.int64)
+        check = np.frombuffer(bytes.fromhex(texts[3] or ""), "<u4").astype(np.int64)
         check[length > MAX_WHOLE_CHECK] = -1
         return url, np.stack((offset[kept], length[kept], check[kept]))
 
@@ -233,14 +261,14 @@ class BlobReader:
         url, count = row if row is not None else ("", 0)
         if len(ordinals) * _DENSE > count:
             return url, "file = ? AND ordinal BETWEEN ? AND ?", (file, int(ordinals[0]), int(ordinals[-1]))
-        listed = f"[{','.join(map(str, ordinals.tolist()))}]"
-        return url, "file = ? AND ordinal IN (SELECT value FROM json_each(?))", (file, listed)
+        where, listed = self._queries.one_of("ordinal", ordinals.tolist())
+        return url, f"file = ? AND {where}", (file, *listed)
 
     def _find(self, address: int) -> Found:
         file, ordinal = unpack_address(address)
         row = self._queries.fetchone(
-            "SELECT f.url, m.key, m.column_name, m.offset, m.length, m.checks, m.info, r.data FROM _dl_members m "
-            "JOIN _dl_files f ON f.id = m.file LEFT JOIN _dl_resting r ON m.offset IS NULL AND r.address = ? "
+            'SELECT f.url, m.key, m.column_name, m."offset", m.length, m.checks, m.info, r.data FROM _dl_members m '
+            'JOIN _dl_files f ON f.id = m.file LEFT JOIN _dl_resting r ON m."offset" IS NULL AND r.address = ? '
             "WHERE m.file = ? AND m.ordinal = ?",
             (address, file, ordinal),
         )
@@ -283,40 +311,3 @@ def _require(file: int, ordinals: np.ndarray, found: Iterable[int]) -> None:
     if missing:
         unknown = file << ORDINAL_BITS | min(missing)
         raise NotFoundError(f"no blob has the address {unknown} ({len(missing)} such in file {file})")
-
-
-class _OpenFile:
-    """A file descriptor that closes when the last reader lets go of it."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, path: str) -> None:
-        self.fd = -1
-        with store.file_errors("open", path):
-            self.fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-class _OpenFiles:
-    """The most recently read files, kept open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
-
-    def read(self, path: Callable[[str], str], place: Location, offset: int, length: int) -> bytes:
-        return store.read_at(self._get(path, place.url).fd, offset, length, str(place))
-
-    def _get(self, path: Callable[[str], str], url: str) -> _OpenFile:
-        with self._lock:
-            file = self._files.get(url)
-            if file is None:
-                file = self._files[url] = _OpenFile(path(url))
-                if len(self._files) > MAX_OPEN_FILES:
-                    self._files.popitem(last=False)
-            else:
-                self._files.move_to_end(url)
-            return file

@@ -158,6 +158,9 @@ class Catalog(ABC):
     """
 
     dialect: Dialect
+    row_lock = ""
+    """Ends a SELECT whose rows this transaction must have alone, and goes without those that it cannot; empty where
+    writers wait for each other anyway."""
     history: History
     """Shapes of tables, undo logs and rows at any point; set by whoever puts a handle together."""
 
@@ -229,6 +232,10 @@ class Catalog(ABC):
     def declare(self, statement: str) -> None:
         """Runs a CREATE of one of our own tables, written for SQLite: ``CREATE TABLE IF NOT EXISTS _dl_x (...)``."""
         self.execute(statement)
+
+    @abstractmethod
+    def has_own(self, table: str) -> bool:
+        """Whether there is a table of that name among the store's own."""
 
     @abstractmethod
     def schema_version(self) -> int:

@@ -6,7 +6,6 @@ table `_dl_quarantine` is made when it is first needed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
 
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS main._dl_quarantine (address INTEGER PRIMARY KEY, key TEXT NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS _dl_quarantine (address INTEGER PRIMARY KEY, key TEXT NOT NULL, "
     "reason TEXT NOT NULL, created_at TEXT NOT NULL)"
 )
 
@@ -74,20 +73,20 @@ class QuarantineVerbs:
             if any(address <= 0 for address, _, _ in rows):
                 raise InputError("a sample without an address cannot be set aside; DELETE its row instead")
             before = self.quarantined()
-            self._catalog.execute(_TABLE)
-            for address, key, own in rows:
-                self._catalog.execute(
-                    "INSERT OR IGNORE INTO main._dl_quarantine (address, key, reason, created_at) "
-                    "VALUES (?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
-                    (address, key, own if reason is None else reason),
-                )
+            self._catalog.declare(_TABLE)
+            since = f"{self._catalog.now().replace(' ', 'T')[:23]}Z"
+            self._catalog.executemany(
+                "INSERT INTO _dl_quarantine (address, key, reason, created_at) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (address) DO NOTHING",
+                [(address, key, own if reason is None else reason, since) for address, key, own in rows],
+            )
             return len(self.quarantined()) - len(before)
 
     def quarantined(self) -> list[Quarantined]:
         """What is set aside, the oldest first."""
         if not self._has_quarantine():
             return []
-        sql = "SELECT key, address, reason, created_at FROM main._dl_quarantine ORDER BY created_at, address"
+        sql = "SELECT key, address, reason, created_at FROM _dl_quarantine ORDER BY created_at, address"
         return [Quarantined(*row) for row in self._catalog.fetchall(sql)]
 
     def release(self, keys: Iterable[str] | str | None = None) -> int:
@@ -96,21 +95,20 @@ class QuarantineVerbs:
             return 0
         with self._catalog.transaction("release from quarantine"):
             if keys is None:
-                return int(self._catalog.execute("DELETE FROM main._dl_quarantine").rowcount)
-            listed = json.dumps([keys] if isinstance(keys, str) else list(keys))
-            sql = "DELETE FROM main._dl_quarantine WHERE key IN (SELECT value FROM json_each(?))"
-            return int(self._catalog.execute(sql, (listed,)).rowcount)
+                return int(self._catalog.execute("DELETE FROM _dl_quarantine").rowcount)
+            where, listed = self._catalog.one_of("key", [keys] if isinstance(keys, str) else list(keys))
+            return int(self._catalog.execute(f"DELETE FROM _dl_quarantine WHERE {where}", listed).rowcount)
 
     def _has_quarantine(self) -> bool:
-        sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = '_dl_quarantine'"
-        return self._catalog.fetchone(sql) is not None
+        return self._catalog.has_own("_dl_quarantine")
 
     def _addresses(self, keys: list[str]) -> list[tuple[int, str]]:
         """(address, key) of every blob of the samples with these keys."""
         from deeplake_loader.types import pack_address
 
-        sql = "SELECT file, ordinal, key FROM _dl_members WHERE key IN (SELECT value FROM json_each(?))"
-        found = self._catalog.fetchall(sql, (json.dumps(keys),)) if keys else []
+        where, listed = self._catalog.one_of("key", keys)
+        sql = f"SELECT file, ordinal, key FROM _dl_members WHERE {where}"
+        found = self._catalog.fetchall(sql, listed) if keys else []
         missing = sorted(set(keys) - {key for _, _, key in found})
         if missing:
             raise NotFoundError(f"no sample of this store has the key {missing[0]!r} ({len(missing)} such)")
@@ -122,7 +120,7 @@ class QuarantineVerbs:
 
         if not self._has_quarantine():
             return None
-        found = [row[0] for row in self._catalog.fetchall("SELECT address FROM main._dl_quarantine")]
+        found = [row[0] for row in self._catalog.fetchall("SELECT address FROM _dl_quarantine")]
         hit = [np.isin(addresses, found) for addresses in columns] if found else []
         if not hit or not (bad := np.logical_or.reduce(hit)).any():
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -66,18 +66,25 @@ class ShardFile:
         return shard
 
     @classmethod
-    def adopt(cls, file: int, table: str, url: str, path: str, committed: Mark) -> ShardFile | None:
-        """The shard if its owner is gone and it holds all its committed bytes, cut back to them; else None."""
+    def adopt(
+        cls, file: int, table: str, url: str, path: str, committed: Callable[[], Mark | None]
+    ) -> ShardFile | None:
+        """The shard if its owner is gone and it holds all its committed bytes, cut back to them; else None.
+
+        ``committed`` tells, once the lock is held, how far they go; None: the shard cannot be had.
+        """
         try:
             fd = os.open(path, os.O_RDWR)
         except OSError:
             return None  # readers report a missing file; a writer takes another one
-        shard = cls(file, table, url, path, fd, committed=committed)
+        shard = cls(file, table, url, path, fd, committed=Mark())
         try:
-            if not store.try_lock(fd) or os.fstat(fd).st_size < committed.end:
+            mark = committed() if store.try_lock(fd) else None
+            if mark is None or os.fstat(fd).st_size < mark.end:
                 shard.close()
                 return None
-            shard.cut(committed)
+            shard.committed = mark
+            shard.cut(mark)
         except OSError:
             shard.close()
             return None

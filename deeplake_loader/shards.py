@@ -226,7 +226,7 @@ class Shards(BlobReader, Participant):
         rows = self.catalog.fetchall(
             "SELECT m.ordinal, m.key, m.column_name, m.extension, r.data, r.document FROM _dl_members m "
             "JOIN _dl_resting r ON r.address = m.file << ? | m.ordinal "
-            "WHERE m.file = ? AND m.offset IS NULL ORDER BY m.ordinal",
+            'WHERE m.file = ? AND m."offset" IS NULL ORDER BY m.ordinal',
             (ORDINAL_BITS, shard.id),
         )
         moved, offset, headers, between = [], shard.mark.end, Headers(), b""
@@ -243,7 +243,7 @@ class Shards(BlobReader, Participant):
             offset += len(data) + len(between)
         shard.append([*buffers, between], offset - shard.mark.end)
         shard.mark = Mark(shard.mark.end, shard.mark.count, 0)
-        self.catalog.executemany("UPDATE _dl_members SET offset = ? WHERE file = ? AND ordinal = ?", moved)
+        self.catalog.executemany('UPDATE _dl_members SET "offset" = ? WHERE file = ? AND ordinal = ?', moved)
         first = pack_address(shard.id, 0)
         self.catalog.execute("DELETE FROM _dl_resting WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
 
@@ -259,29 +259,34 @@ class Shards(BlobReader, Participant):
     def _adoptable(self, table: str) -> Iterator[ShardFile]:
         held = {shard.id for shard in (*self._current.values(), *self._touched.values(), *self._retired)}
         rows = self.catalog.fetchall(
-            "SELECT id, url, size, count, resting FROM _dl_files "
-            "WHERE table_name = ? AND kind = 'shard' AND state = 'open' ORDER BY id",
+            "SELECT id, url FROM _dl_files WHERE table_name = ? AND kind = 'shard' AND state = 'open' ORDER BY id",
             (table,),
         )
-        for file, url, size, count, resting in rows:
+        for file, url in rows:
             if file not in held:
-                mark = Mark(size, count, resting)
-                shard = ShardFile.adopt(file, table, url, self.catalog.root.path(url), mark)
+                shard = ShardFile.adopt(file, table, url, self.catalog.root.path(url), lambda: self._committed(file))  # noqa: B023 - called at once
                 if shard is not None:
                     yield shard
+
+    def _committed(self, file: int) -> Mark | None:
+        """Where the last commit left an open shard, asked under its lock: its owner may have committed once more since
+        it was listed, or be gone while the database still holds its commit (the row is locked then: None)."""
+        query = "SELECT size, count, resting FROM _dl_files WHERE id = ? AND state = 'open'" + self.catalog.row_lock
+        row = self.catalog.fetchone(query, (file,))
+        return None if row is None else Mark(*row)
 
     def _create(self, table: str) -> ShardFile:
         shard = ShardFile.create(self.catalog.root, f"{store.SHARDS}/{store.encode_name(table)}", table)
         try:
-            cursor = self.catalog.execute(
+            row = self.catalog.fetchone(
                 "INSERT INTO _dl_files (kind, table_name, url, state, count, size) "
-                "VALUES ('shard', ?, ?, 'open', 0, 0)",
+                "VALUES ('shard', ?, ?, 'open', 0, 0) RETURNING id",
                 (table, shard.url),
             )
         except BaseException:
             shard.discard()
             raise
-        shard.id = int(cursor.lastrowid or 0)
+        shard.id = int(row[0])
         self._touched[shard.id] = shard
         return shard
 
@@ -370,8 +375,8 @@ class Shards(BlobReader, Participant):
             self._complete(shard)
         digest = shard.finish()
         members = self.catalog.fetchall(
-            "SELECT ordinal, key, column_name, extension, offset, length, checks, info FROM _dl_members "
-            "WHERE file = ? ORDER BY offset",
+            'SELECT ordinal, key, column_name, extension, "offset", length, checks, info FROM _dl_members '
+            'WHERE file = ? ORDER BY "offset"',
             (shard.id,),
         )
         facts = {"format": "1", "table": shard.table, "shard": os.path.basename(shard.url), "sha256": digest}

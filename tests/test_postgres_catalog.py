@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from conftest import Store
 
 from deeplake_loader.errors import SQLError
 from deeplake_loader.postgres.catalog import PostgresCatalog
-from conftest import Store
 
 pytestmark = pytest.mark.postgres_only("the catalog in a PostgreSQL database")
 

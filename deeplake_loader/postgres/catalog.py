@@ -28,7 +28,8 @@ from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_time
 from deeplake_loader.errors import DeeplakeError, LockedError, StoreError
 from deeplake_loader.postgres import bookkeeping
 from deeplake_loader.postgres.connection import Address, Connection
-from deeplake_loader.postgres.failures import is_lost, translate_error, wants_retry
+from deeplake_loader.postgres.failures import Place, is_lost, placed, translate_error, wants_retry
+from deeplake_loader.types import quote_identifier
 
 R = TypeVar("R")
 PgCursor = psycopg.Cursor[tuple[Any, ...]]
@@ -72,6 +73,7 @@ class PostgresCatalog(Catalog):
     """
 
     dialect = "postgres"
+    row_lock = " FOR UPDATE SKIP LOCKED"
 
     def __init__(self, address: Address, root: store.Root, *, read_only: bool, timeout_s: float) -> None:
         self.address = address
@@ -180,8 +182,7 @@ class PostgresCatalog(Catalog):
                 cursor = self._ready().execute(_text(sql, native), params)
             except DRIVER_ERRORS as error:
                 raise self._failed(error, user_sql or sql) from error
-            self._count(cursor)
-            return cursor
+            return self._counted(cursor)
 
     def executemany(
         self, sql: str, rows: Iterable[Parameters], *, user_sql: str | None = None, native: bool = False
@@ -201,7 +202,7 @@ class PostgresCatalog(Catalog):
         with self._guard():
             try:
                 text = _text(sql, native)
-                return self._again(lambda connection: connection.execute(text, params).fetchall())
+                return self._again(lambda connection: self._counted(connection.execute(text, params)).fetchall())
             except DRIVER_ERRORS as error:
                 raise self._failed(error, user_sql or sql) from error
 
@@ -209,7 +210,7 @@ class PostgresCatalog(Catalog):
         with self._guard():
             try:
                 text = _text(sql, native)
-                return self._again(lambda connection: connection.execute(text, params).fetchone())
+                return self._again(lambda connection: self._counted(connection.execute(text, params)).fetchone())
             except DRIVER_ERRORS as error:
                 raise self._failed(error, sql) from error
 
@@ -229,6 +230,53 @@ class PostgresCatalog(Catalog):
             except DRIVER_ERRORS as error:
                 raise self._failed(error, user_sql or sql) from error
 
+    def raw(
+        self, sql: str, params: Sequence[Any] = (), *, user_sql: str, place: Place, binary: bool = False,
+        question: bool = False,
+    ) -> psycopg.RawCursor[tuple[Any, ...]]:  # fmt: skip
+        """The cursor of a statement of the user's, whose values are ``$1``, ``$2``.
+
+        Args:
+            place: gives for a position in ``sql`` the one in ``user_sql``, which errors name.
+            binary: results in PostgreSQL's binary format.
+            question: it changes nothing, so that it may be asked again when the connection is lost.
+        """
+
+        def ask(connection: Connection) -> psycopg.RawCursor[tuple[Any, ...]]:
+            cursor = psycopg.RawCursor(connection)
+            cursor.execute(sql, params or None, binary=binary)
+            return cursor
+
+        with self._guard():
+            try:
+                cursor = self._again(ask) if question else ask(self._ready())
+            except DRIVER_ERRORS as error:
+                raise self._failed(placed(error, place), user_sql) from error
+            self._counted(cursor)
+            return cursor
+
+    def raw_many(self, sql: str, rows: Sequence[Sequence[Any]], *, user_sql: str, place: Place) -> int:
+        """The number of rows that a statement of the user's changed for all the rows of values, sent in one go."""
+        with self._guard():
+            try:
+                cursor = psycopg.RawCursor(self._ready())
+                cursor.executemany(sql, rows)
+            except DRIVER_ERRORS as error:
+                raise self._failed(placed(error, place), user_sql) from error
+            self._writes += 1
+            return max(cursor.rowcount, 0)
+
+    def copy_in(self, sql: str, messages: Iterable[bytes]) -> None:
+        """Runs COPY ... FROM STDIN with these bytes."""
+        with self._guard():
+            try:
+                with self._ready().cursor().copy(sql) as copy:
+                    for message in messages:
+                        copy.write(message)
+            except DRIVER_ERRORS as error:
+                raise self._failed(error, None) from error
+            self._writes += 1
+
     def one_of(self, expression: str, values: Sequence[int] | Sequence[str]) -> tuple[str, tuple[object, ...]]:
         kind = "text" if values and isinstance(values[0], str) else "bigint"
         return f"{expression} = ANY(?::{kind}[])", (list(values),)
@@ -236,9 +284,14 @@ class PostgresCatalog(Catalog):
     def declare(self, statement: str) -> None:
         self.execute(bookkeeping.declaration(statement, self.address.bookkeeping))
 
-    def _count(self, cursor: PgCursor) -> None:
+    def has_own(self, table: str) -> bool:
+        name = f"{quote_identifier(self.address.bookkeeping)}.{quote_identifier(table)}"
+        return self.fetchone("SELECT to_regclass(?)", (name,))[0] is not None
+
+    def _counted(self, cursor: PgCursor) -> PgCursor:
         if not (cursor.statusmessage or "").startswith(("SELECT", "SHOW", "FETCH", "SAVEPOINT", "RELEASE", "ROLLBACK")):
             self._writes += 1
+        return cursor
 
     def retry(self, work: Callable[[], R]) -> R:
         """What ``work`` gives; outside of a transaction run again when the database asks for it (a deadlock, or a row
