@@ -10,6 +10,7 @@ text per number twice, ends at 1 GB, and rounds reals.)
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deeplake_loader import scalars
+from deeplake_loader import kernels, scalars, store
 from deeplake_loader.rows import RowSet
 from deeplake_loader.types import ColumnType
 
 Indices = npt.NDArray[np.int64]
 
 _SLAB = 65_536
+_SLAB_BYTES = 64 << 20
 CHUNK = 256
 """Rows per step out of SQL: tuples below the collector's threshold; with 2,000 a step takes half as long again."""
 
@@ -131,7 +133,42 @@ class Objects:
         return [repr(self.values).encode("utf-8", "surrogatepass")]
 
 
-Column = Numbers | Texts | Objects
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A column of vectors whose numbers came with the rows: row i is ``matrix[places[i]]``, NULL where that is -1.
+
+    ``matrix`` lies in a file without a name: of many vectors no process keeps a copy.
+    """
+
+    matrix: npt.NDArray[Any]
+    places: Indices
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any] | None:
+        place = int(self.places[row])
+        return None if place < 0 else np.array(self.matrix[place])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, rows: Indices) -> Held:
+        return Held(self.matrix, self.places[rows])
+
+    def at(self, rows: Indices) -> list[Any]:
+        return [self[i] for i in rows.tolist()]
+
+    def tolist(self) -> list[Any]:
+        return self.at(np.arange(len(self)))
+
+    def parts(self) -> list[bytes | memoryview]:
+        """What a digest is taken of: a checksum of every so many rows."""
+        sums, step = [], max(1, _SLAB_BYTES // max(1, self.matrix.itemsize * self.matrix.shape[1]))
+        for start in range(0, len(self), step):
+            places = self.places[start : start + step]
+            sums.append(kernels.crc32c(self.matrix.take(places[places >= 0], axis=0).view(np.uint8).data))
+        return [self.matrix.dtype.str.encode(), (self.places < 0).tobytes(), array("q", sums).tobytes()]
+
+
+Column = Numbers | Texts | Objects | Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +198,27 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class ColumnarRows:
-    """The rows of one query. Fields: ``names`` and ``types`` of its columns; ``columns``, as SQL holds the values;
-    ``keys``, the hidden primary key columns, empty where the query has none."""
+    """The rows of one query. Fields: ``names`` and ``types`` of its columns; ``columns``, as SQL holds the values, or
+    Python's own where ``decoded``; ``keys``, the hidden primary key columns, empty where the query has none."""
 
     names: tuple[str, ...]
     types: tuple[ColumnType | None, ...]
     columns: tuple[Column, ...]
     keys: tuple[Column, ...]
     count: int
+    decoded: bool = False
 
     def __len__(self) -> int:
         return self.count
 
-    def column(self, i: int) -> npt.NDArray[Any] | Values:
-        """Column i for a loader: int64 addresses (0 for NULL) of vectors and blobs; int64, float64, float32 (REAL) or
-        bool where every row has a number; else `Values`."""
+    def column(self, i: int) -> npt.NDArray[Any] | Values | Held:
+        """Column i for a loader: int64 addresses (0 for NULL) of blobs and vectors, or the vectors themselves; int64,
+        float64, float32 (REAL) or bool where every row has a number; else `Values`."""
         found, kind = self.columns[i], self.types[i]
+        if isinstance(found, Held):
+            return found
+        if self.decoded and kind is not None and kind.is_scalar:
+            return self._decoded(found, kind)
         if kind is not None and not kind.is_scalar:
             return _addresses(found)
         if not isinstance(found, Numbers) or found.nulls is not None:
@@ -188,15 +230,25 @@ class ColumnarRows:
         real = kind is not None and kind.name == "REAL" and found.values.dtype == np.float64
         return found.values.astype(np.float32) if real else found.values
 
+    def _decoded(self, found: Column, kind: ColumnType) -> npt.NDArray[Any] | Values:
+        """A column that holds Python's values already."""
+        if kind.name == "BOOLEAN" and isinstance(found, Numbers):
+            return found.values.astype(np.bool_) if found.nulls is None else Values(found, kind)
+        if not isinstance(found, Numbers) or found.nulls is not None:
+            return Values(found, None)
+        real = kind.name == "REAL" and found.values.dtype == np.float64
+        return found.values.astype(np.float32) if real else found.values
+
     def addresses(self) -> list[npt.NDArray[Any]]:
-        """The columns of blobs and vectors, as int64 addresses, 0 for NULL."""
+        """The columns of blobs, and of vectors that are stored apart, as int64 addresses, 0 for NULL."""
         pairs = zip(self.columns, self.types, strict=True)
-        return [_addresses(column) for column, kind in pairs if kind is not None and not kind.is_scalar]
+        apart = [c for c, kind in pairs if kind is not None and not kind.is_scalar and not isinstance(c, Held)]
+        return [_addresses(column) for column in apart]
 
     def take(self, order: Indices) -> ColumnarRows:
         """The same columns with the rows in the given order."""
         columns, keys = ([c.take(order) for c in group] for group in (self.columns, self.keys))
-        return ColumnarRows(self.names, self.types, tuple(columns), tuple(keys), len(order))
+        return ColumnarRows(self.names, self.types, tuple(columns), tuple(keys), len(order), self.decoded)
 
     def digest(self) -> str:
         """Hex sha256 over names, order and content: keys and addresses where the rows have keys, else every value."""
@@ -213,35 +265,81 @@ class ColumnarRows:
 def columnar(rowset: RowSet) -> ColumnarRows:
     """The rows of a RowSet."""
     columns = [*(rowset.raw(i) for i in range(len(rowset.names))), *rowset.key_columns()]
-    growing = [_Growing() for _ in columns]
+    kinds = (*rowset.types, *(None for _ in columns[len(rowset.types) :]))
+    growing = [_growing(kind, rowset.decoded) for kind in kinds]
     for column, values in zip(growing, columns, strict=True):
         column.extend(values)
-    return _finished(rowset.names, rowset.types, growing, len(rowset))
+    return _finished(rowset.names, rowset.types, growing, len(rowset), rowset.decoded)
 
 
 def gather(
-    names: Sequence[str], types: Sequence[ColumnType | None], chunks: Iterable[Sequence[tuple[Any, ...]]]
+    names: Sequence[str],
+    types: Sequence[ColumnType | None],
+    chunks: Iterable[Sequence[tuple[Any, ...]]],
+    *,
+    decoded: bool = False,
 ) -> ColumnarRows:
     """The rows of a cursor, given as chunks of tuples; columns behind the named ones are the hidden primary keys.
+
+    ``decoded``: the values are Python's own, and those of VECTOR columns their little-endian bytes.
 
     >>> gather(["a", "b"], [None, None], [[(1, "x"), (2, None)]]).columns[1].tolist()
     ['x', None]
     """
-    growing, count = [_Growing() for _ in names], 0
+    growing, count = [_growing(kind, decoded) for kind in types], 0
     for rows in chunks:
         if not count:
             growing += [_Growing() for _ in range(len(rows[0]) - len(names))]
         count += len(rows)
         for column, values in zip(growing, zip(*rows, strict=True), strict=True):
             column.extend(values)
-    return _finished(names, types, growing, count)
+    return _finished(names, types, growing, count, decoded)
+
+
+def _growing(kind: ColumnType | None, decoded: bool) -> _Growing | _Spool:
+    if not decoded or kind is None:
+        return _Growing()
+    return _Spool(kind) if kind.is_vector else _Flags() if kind.name == "BOOLEAN" else _Growing()
 
 
 def _finished(
-    names: Sequence[str], types: Sequence[ColumnType | None], growing: Sequence[_Growing], count: int
+    names: Sequence[str],
+    types: Sequence[ColumnType | None],
+    growing: Sequence[_Growing | _Spool],
+    count: int,
+    decoded: bool,
 ) -> ColumnarRows:
     columns = tuple(column.finish() for column in growing)
-    return ColumnarRows(tuple(names), tuple(types), columns[: len(names)], columns[len(names) :], count)
+    return ColumnarRows(tuple(names), tuple(types), columns[: len(names)], columns[len(names) :], count, decoded)
+
+
+class _Spool:
+    """A column of vectors while its rows come: their bytes go to a file, so that memory holds 8 bytes a row."""
+
+    def __init__(self, kind: ColumnType) -> None:
+        self._dimension, self._dtype = kind.dimension, np.dtype(kind.dtype).newbyteorder("<")
+        with store.file_errors("write a query's vectors to", tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._places, self._count = array("q"), 0
+
+    def extend(self, values: Sequence[bytes | None]) -> None:
+        present = [value for value in values if value is not None]
+        with store.file_errors("write a query's vectors to", tempfile.gettempdir()):
+            self._file.writelines(present)
+        if len(present) == len(values):
+            self._places.extend(range(self._count, self._count + len(values)))
+        else:
+            numbers = iter(range(self._count, self._count + len(present)))
+            self._places.extend([-1 if value is None else next(numbers) for value in values])
+        self._count += len(present)
+
+    def finish(self) -> Held:
+        """The column; nothing may be added to it any more."""
+        with self._file, store.file_errors("write a query's vectors to", tempfile.gettempdir()):
+            self._file.flush()
+            shape = (self._count, self._dimension)
+            matrix = np.memmap(self._file, self._dtype, "r", shape=shape) if self._count else np.zeros(shape, "f4")
+        return Held(np.asarray(matrix), np.frombuffer(self._places, np.int64))
 
 
 class _Growing:
@@ -305,6 +403,13 @@ class _Growing:
             offsets = np.append(0, np.cumsum(np.frombuffer(self._sizes, np.int64)))
             return Texts(np.frombuffer(self._data, np.uint8), offsets, nulls, self._type is bytes)
         return Numbers(np.frombuffer(self._data, np.float64 if self._type is float else np.int64), nulls)
+
+
+class _Flags(_Growing):
+    """A column of True and False while its rows come: 1 and 0."""
+
+    def extend(self, values: Sequence[Any]) -> None:
+        super().extend([None if value is None else int(value) for value in values])
 
 
 def _addresses(column: Column) -> Indices:

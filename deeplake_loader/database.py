@@ -19,6 +19,7 @@ from deeplake_loader.catalog import Catalog, Dialect
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
 from deeplake_loader.indexes import IndexVerbs
+from deeplake_loader.inventory import InventoryVerbs
 from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.progress import progress_bar
@@ -150,13 +151,14 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     return embedded.assemble(catalog, source)
 
 
-class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs):
+class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;
     training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
     `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
-    `quarantine`, `release`; other tools: `engine`; care: `optimize`, `gc`, `close`.
+    `quarantine`, `release`; other tools: `engine`; care: `info`, `statistics`,
+    `optimize`, `gc`, `close`.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()

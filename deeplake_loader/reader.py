@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from deeplake_loader import kernels
 from deeplake_loader.blobs import CHECK_BLOCK, BlobReader
+from deeplake_loader.catalog import Location
 from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
 from deeplake_loader.extents import Extents
-from deeplake_loader.sqlite_catalog import SqliteCatalog
+from deeplake_loader.sqlite_catalog import FileLocation
+from deeplake_loader.store import Root
 from deeplake_loader.vectors import Vectors
 
 Indices = npt.NDArray[np.int64]
@@ -66,19 +68,26 @@ class Items:
         return int(self.sizes[self.sizes > 0].sum())
 
 
+def location_of(where: str | Location) -> Location:
+    """A store's location; a folder's path is one of a store with a catalog of its own."""
+    return FileLocation(Root(os.path.abspath(where))) if isinstance(where, str) else where
+
+
 class Reader:
     """Reads the blobs and vectors of one store in the process that made it; its threads may share it, and read batches
     at the same time.
 
     Args:
-        root: folder of the store.
+        where: the store's location, or its folder.
         threads: native threads of one batch.
         max_files: shards kept open, beside those that a batch under way holds.
         max_spare: buffers kept for the next batches.
     """
 
-    def __init__(self, root: str, *, threads: int = 2, max_files: int = _MAX_FILES, max_spare: int = 4) -> None:
-        self._catalog = SqliteCatalog.open(root, create=False, read_only=True)
+    def __init__(
+        self, where: str | Location, *, threads: int = 2, max_files: int = _MAX_FILES, max_spare: int = 4
+    ) -> None:
+        self._catalog = location_of(where).open(read_only=True)
         self._blobs, self._vectors = BlobReader(self._catalog), Vectors(self._catalog)
         self._threads = threads
         self._lock = threading.Lock()  # of files and buffers; never held while bytes are read

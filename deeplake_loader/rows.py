@@ -247,6 +247,11 @@ class RowSet(Sequence[Row]):
         self._decoded = decoded
         self._decoders = tuple(_decoder(kind, source, decoded) for kind in self.types)
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the records hold Python's values and the numbers of vectors."""
+        return self._decoded
+
     def keys(self) -> tuple[str, ...]:
         """The column names, in order."""
         return self.names

@@ -42,6 +42,9 @@ Rows = tuple["array[int]", "array[float]"]
 Gather = Callable[["np.ndarray"], "np.ndarray"]
 """The vectors (n, d) of addresses."""
 
+Slack = Callable[["Metric", "Buffer"], float]
+"""By how much a score may miss the k-th best and still tie with it in SQL, for a metric and a query."""
+
 
 class Device(Protocol):
     """Where the matrices may lie instead of in this machine's memory."""
@@ -55,8 +58,9 @@ class Device(Protocol):
 class Searcher:
     """Chooses the winners among candidates of one store's vectors."""
 
-    def __init__(self, find: Find, gather: Gather, copies: Copies | None = None) -> None:
+    def __init__(self, find: Find, gather: Gather, copies: Copies | None = None, slack: Slack | None = None) -> None:
         self._find, self._gather, self._copies = find, gather, copies
+        self._slack = _slack if slack is None else slack
 
     def winners(self, metric: Metric, candidates: Candidates, query: Buffer, k: int, largest: bool) -> list[int] | None:
         """Every address, ascending, whose score reaches the ``k``-th best of the candidates, each counted once.
@@ -74,7 +78,7 @@ class Searcher:
         towards = _towards(metric, query, largest)
         if towards is None or k > candidates.count:
             return None
-        slack = _slack(metric, query)
+        slack = self._slack(metric, query)
         found, scores = array("q"), array("d")
         for part in candidates.parts:
             kth = kernels.kth_best(scores, k, metric != "l2")  # NaN at first: no threshold
@@ -140,7 +144,8 @@ class Searcher:
         for part in candidates.parts:
             self._take(best, part, min(k + _SPARE, candidates.count), device)
         left, merits = best.left(), self._exact(best, k)
-        edges = np.partition(merits, -k, axis=1)[:, -k] - _slack(metric, queries[0])
+        slack = max(self._slack(metric, query) for query in queries)
+        edges = np.partition(merits, -k, axis=1)[:, -k] - slack
         # no merit at the edge: too few scores. As good a row left out: ties, or a scan too coarse to tell
         return [
             np.sort(best.addresses[i][merits[i] >= edges[i]]).tolist() if left[i] < edges[i]
@@ -171,7 +176,7 @@ class Searcher:
 
         if not best.copied:
             return best.merits
-        least = best.merits[:, k - 1] - 2 * best.errors - _slack(best.metric, best.queries[0])
+        least = best.merits[:, k - 1] - 2 * best.errors - self._slack(best.metric, best.queries[0])
         held = (best.merits >= least[:, None]) & (best.merits > -np.inf)
         merits, step = np.full(held.shape, -np.inf), max(1, _GATHERED // held.shape[1])
         for start in range(0, len(held), step):

@@ -13,7 +13,7 @@ import torch
 
 from deeplake_loader.decode.transforms import Raw
 from deeplake_loader.errors import InputError, NotFoundError
-from deeplake_loader.stream.columns import Scalars, Vectors
+from deeplake_loader.stream.columns import HeldVectors, Scalars, Vectors
 from deeplake_loader.stream.device import Batch
 from deeplake_loader.stream.loading import Loader
 from deeplake_loader.stream.passes import open_feeds
@@ -87,6 +87,9 @@ class Access:
             elif isinstance(column, Vectors):
                 address = int(column.addresses[row])
                 found[column.name] = torch.from_numpy(feed.reader.vector(address)) if address else None
+            elif isinstance(column, HeldVectors):
+                held = column.held[row]
+                found[column.name] = None if held is None else torch.from_numpy(held)
             elif column.transform is None or isinstance(column.transform, Raw):
                 found[column.name] = feed.reader.read_one(feed.extents[column.name], row)
             else:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deeplake_loader.catalog import Location
 from deeplake_loader.columnar import ColumnarRows, columnar
 from deeplake_loader.decode.engine import Engine
 from deeplake_loader.errors import InputError, TypeMismatchError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def build_stream(
-    root: str,
+    where: str | Location,
     rows: RowSet | ColumnarRows,
     *,
     batch_size: int,
@@ -72,7 +73,7 @@ def build_stream(
     """The stream of one row set.
 
     Args:
-        root: folder of the store.
+        where: the store's location, or its folder.
         rows: as one query gave them.
         query: the query's text; part of the state.
         commit: the commit it was read at; told in the state.
@@ -142,7 +143,7 @@ def build_stream(
     ranks = find_ranks(rank=rank, world_size=world_size, mesh=mesh, mesh_dim=mesh_dim, process_group=process_group)
     keep_order, by_bucket = ordered and not shuffle, _by_bucket({} if transforms is None else transforms, bucket_by)
     fixed = {name: chosen for name, chosen in (transforms or {}).items() if name not in by_bucket}
-    source = make_source(root, rows, transforms=fixed, keep_order=keep_order, query=query, commit=commit)
+    source = make_source(where, rows, transforms=fixed, keep_order=keep_order, query=query, commit=commit)
     options = replace(options, shaping=Shaping(make_rules(source.columns, ragged), collate))
     order = Order(source.starts, whole("lanes", lanes) if shuffle else 1, shuffle=bool(shuffle))
     picker = _picker(source, order, seed, weight, num_samples)
@@ -179,7 +180,7 @@ def _of_bins(binner: Bucketed, share: Share) -> BinSchedule:
 
 def check_names(options: Mapping[str, Any]) -> None:
     """Raises TypeError, as Python does, for an option that `build_stream` does not have, and names the nearest."""
-    known = [name for name in inspect.signature(build_stream).parameters if name not in ("root", "rows")]
+    known = [name for name in inspect.signature(build_stream).parameters if name not in ("where", "rows")]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

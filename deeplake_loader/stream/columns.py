@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deeplake_loader.columnar import ColumnarRows, Values
+from deeplake_loader.columnar import ColumnarRows, Held, Values
 from deeplake_loader.decode import transforms
 from deeplake_loader.errors import DeeplakeError, InputError, TypeMismatchError
 from deeplake_loader.reader import DAMAGE, Reader
@@ -86,7 +86,27 @@ def _gather(reader: Reader, addresses: Indices) -> tuple[npt.NDArray[Any] | None
     return matrix, errors
 
 
-Column = Scalars | Vectors | Media
+@dataclass(frozen=True, slots=True)
+class HeldVectors:
+    """A vector column whose numbers came with the query's rows; ``nullable`` if some row has none."""
+
+    name: str
+    held: Held
+    nullable: bool
+
+    @property
+    def row_bytes(self) -> int:
+        return int(self.held.matrix.itemsize * self.held.matrix.shape[1])
+
+    def part(self, rows: Indices) -> Ready:
+        places = self.held.places[rows]
+        if not self.nullable:
+            return Ready(torch.from_numpy(self.held.matrix.take(places, axis=0)), {}, len(rows) * self.row_bytes)
+        content = [None if place < 0 else torch.from_numpy(self.held.matrix[place].copy()) for place in places.tolist()]
+        return Ready(content, {}, int((places >= 0).sum()) * self.row_bytes)
+
+
+Column = Scalars | Vectors | HeldVectors | Media
 
 
 OWN_KEYS = ("_cursor", "_rows", "_keys", "_source", "_bad", "valid")
@@ -122,12 +142,14 @@ def _column(rowset: ColumnarRows, i: int, name: str, kind: ColumnType | None, ch
     if kind is None or kind.is_scalar:
         if name in chosen:
             raise TypeMismatchError(f"transforms[{name!r}]: the column holds SQL values, which are not decoded")
-        return Scalars(name, values)
+        return Scalars(name, values)  # type: ignore[arg-type]
+    if kind.is_vector and name in chosen:
+        raise TypeMismatchError(f"transforms[{name!r}]: the column is a {kind}, which needs no decoding")
+    if isinstance(values, Held):
+        return HeldVectors(name, values, bool((values.places < 0).any()))
     addresses = np.asarray(values)
     nullable = bool((addresses == 0).any())
     if kind.is_vector:
-        if name in chosen:
-            raise TypeMismatchError(f"transforms[{name!r}]: the column is a {kind}, which needs no decoding")
         return Vectors(name, addresses, nullable, kind.dimension * (2 if kind.dtype == "float16" else 4))
     transform = _transform(name, kind, chosen.get(name))
     return Media(name, addresses, nullable, transform, bounds=bounds_of(rowset, name, transform))

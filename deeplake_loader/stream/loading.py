@@ -16,7 +16,7 @@ from deeplake_loader.errors import DecodeError, DeeplakeError, InputError
 from deeplake_loader.extents import Extents
 from deeplake_loader.reader import DAMAGE, Reader
 from deeplake_loader.stream.collate import Shaping
-from deeplake_loader.stream.columns import Scalars, Vectors
+from deeplake_loader.stream.columns import HeldVectors, Scalars, Vectors
 from deeplake_loader.stream.device import Batch, Mover, Sent
 from deeplake_loader.stream.failures import BadSample, Mended, OnError, Verdict, mend
 from deeplake_loader.stream.media import Media
@@ -56,7 +56,7 @@ class Feed:
         items = dict(zip((column.name for column in media), read, strict=True))
         parts: dict[str, Part] = {}
         for column in columns:
-            if isinstance(column, Scalars):
+            if isinstance(column, Scalars | HeldVectors):
                 parts[column.name] = column.part(rows)
             elif isinstance(column, Vectors):
                 parts[column.name] = column.part(rows, self.reader)
@@ -74,7 +74,7 @@ class Feed:
 
     def bad(self, name: str, row: int, error: DeeplakeError) -> BadSample:
         """What is known of a row that failed in this column."""
-        addresses = {c.name: int(c.addresses[row]) for c in self.source.columns if not isinstance(c, Scalars)}
+        addresses = {c.name: int(c.addresses[row]) for c in self.source.columns if isinstance(c, Vectors | Media)}
         media = [c.name for c in self.source.columns if isinstance(c, Media) and addresses[c.name]]
         key = self._shard_key(addresses[name if name in media else media[0]]) if media else None
         return BadSample(key or f"row {self.identity(row)}", name, error, row, addresses.get(name, 0))
@@ -91,7 +91,7 @@ class Feed:
         paths = {e.paths[f] for e in self.extents.values() for f in np.unique(e.file[rows]).tolist() if f >= 0}
         more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
         listed = ", ".join(sorted(paths)[:_NAMED]) + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
-        return f"rows {named}{more}" + (f" of {listed}" if paths else f" of {self.source.root}")
+        return f"rows {named}{more}" + (f" of {listed}" if paths else f" of {self.source.location.root.folder}")
 
 
 def _rest(extents: Extents, rows: Indices, windows: Windows | None) -> tuple[Extents, Indices]:

@@ -20,7 +20,7 @@ from deeplake_loader.errors import InputError, TypeMismatchError
 from deeplake_loader.order import random_words
 from deeplake_loader.stream.buckets import Binner, Bins, BinSchedule, Bucketed
 from deeplake_loader.stream.collate import Shaping
-from deeplake_loader.stream.columns import Column, Scalars, Vectors
+from deeplake_loader.stream.columns import Column, HeldVectors, Scalars, Vectors
 from deeplake_loader.stream.dataset import Stream
 from deeplake_loader.stream.options import Options, whole
 from deeplake_loader.stream.picks import Indices, Picker, Picks, concatenated
@@ -375,6 +375,6 @@ def _kind(column: Column) -> str:
     """What a column's items are; "values" go with everything of SQL, as they come in a list."""
     if isinstance(column, Scalars):
         return f"{column.values.dtype} numbers" if isinstance(column.values, np.ndarray) else "values"
-    if isinstance(column, Vectors):
+    if isinstance(column, Vectors | HeldVectors):
         return f"vectors of {column.row_bytes} bytes"
     return "bytes" if column.transform is None else repr(column.transform)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deeplake_loader.catalog import Location
 from deeplake_loader.decode.engine import choose_engine
 from deeplake_loader.decode.transforms import Image, Raw, Video
 from deeplake_loader.errors import InputError
@@ -109,7 +110,7 @@ class Pass(Iterator[Batch]):
 
 def open_feeds(sources: Sequence[Source], *, spare: int, threads: int) -> tuple[list[Feed], Callable[[], None]]:
     """The sources as this process reads them, with one reader for each store, and what closes the readers."""
-    readers: dict[str, Reader] = {}
+    readers: dict[Location, Reader] = {}
 
     def close() -> None:
         for reader in readers.values():
@@ -117,9 +118,9 @@ def open_feeds(sources: Sequence[Source], *, spare: int, threads: int) -> tuple[
 
     try:
         for source in sources:
-            if source.root not in readers:
-                readers[source.root] = Reader(source.root, threads=threads, max_spare=spare)
-        return [Feed(s, readers[s.root], s.places(readers[s.root])) for s in sources], close
+            if source.location not in readers:
+                readers[source.location] = Reader(source.location, threads=threads, max_spare=spare)
+        return [Feed(s, readers[s.location], s.places(readers[s.location])) for s in sources], close
     except BaseException:
         close()
         raise

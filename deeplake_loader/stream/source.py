@@ -8,7 +8,6 @@ worker process is handed the mapping, never the rows.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import context
@@ -17,12 +16,13 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from deeplake_loader.catalog import Location
 from deeplake_loader.columnar import Column as Stored
 from deeplake_loader.columnar import ColumnarRows, Numbers
 from deeplake_loader.extents import Extents
 from deeplake_loader.order import canonical, cut_blocks
-from deeplake_loader.reader import Reader
-from deeplake_loader.stream.columns import Column, Media, Vectors, make_columns
+from deeplake_loader.reader import Reader, location_of
+from deeplake_loader.stream.columns import Column, HeldVectors, Media, Vectors, make_columns
 from deeplake_loader.stream.shared import Mapped
 
 Indices = npt.NDArray[np.int64]
@@ -32,12 +32,12 @@ Indices = npt.NDArray[np.int64]
 class Source:
     """The rows of one query, in the order that row numbers count.
 
-    Fields: ``query``, a hash of its text; ``digest`` of its rows; ``starts``, the first row of every block of the
-    order; ``keys``, the primary key columns, empty if the query has none; ``extents``, where blobs lie, by column;
-    ``mapped``, the file that the arrays lie in, once there is one.
+    Fields: ``location`` of the store; ``query``, a hash of its text; ``digest`` of its rows; ``starts``, the first row
+    of every block of the order; ``keys``, the primary key columns, empty if the query has none; ``extents``, where
+    blobs lie, by column; ``mapped``, the file that the arrays lie in, once there is one.
     """
 
-    root: str
+    location: Location
     columns: tuple[Column, ...]
     count: int
     starts: Indices
@@ -84,7 +84,7 @@ def _received(mapped: Mapped) -> Source:
 
 
 def make_source(
-    root: str,
+    where: str | Location,
     rows: ColumnarRows,
     *,
     transforms: Mapping[str, object],
@@ -95,13 +95,14 @@ def make_source(
     """The source of a query's rows.
 
     Args:
+        where: the store's location, or its folder.
         keep_order: rows stay as they come; else they are put in the order they are stored in.
         query: its text.
     """
-    root = os.path.abspath(root)
-    rows, columns, extents = _located(root, rows, transforms, keep_order)
+    location = location_of(where)
+    rows, columns, extents = _located(location, rows, transforms, keep_order)
     source = Source(
-        root=root,
+        location=location,
         columns=columns,
         count=len(rows),
         starts=_blocks(columns, extents, len(rows)),
@@ -116,14 +117,14 @@ def make_source(
 
 
 def _located(
-    root: str, rows: ColumnarRows, transforms: Mapping[str, object], keep_order: bool
+    location: Location, rows: ColumnarRows, transforms: Mapping[str, object], keep_order: bool
 ) -> tuple[ColumnarRows, tuple[Column, ...], dict[str, Extents]]:
     """Rows in the order that positions count, their columns, and where the blobs lie."""
     columns = make_columns(rows, transforms)
     media = [c for c in columns if isinstance(c, Media)]
     extents: dict[str, Extents] = {}
     if media:
-        reader = Reader(root)
+        reader = Reader(location)
         try:
             extents = {c.name: reader.resolve(c.addresses) for c in media}
         finally:
@@ -166,4 +167,6 @@ def _blocks(columns: Sequence[Column], extents: Mapping[str, Extents], count: in
     for column in columns:
         if isinstance(column, Vectors):
             return cut_blocks(column.addresses, np.full(count, column.row_bytes, np.int64))
+        if isinstance(column, HeldVectors):
+            return cut_blocks(np.zeros(count, np.int64), np.full(count, column.row_bytes, np.int64))
     return cut_blocks(np.zeros(count, np.int64), np.ones(count, np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def _seconds(rowset: ColumnarRows, name: str, column: float | str | None) -> Sec
         raise InputError(
             f"transforms[{name!r}] takes seconds from {column!r}; the query's columns are {', '.join(rowset.names)}"
         )
-    values: Iterable[Any] = rowset.column(rowset.names.index(column))
+    values: Any = rowset.column(rowset.names.index(column))
     try:
         return np.array([np.nan if v is None else float(v) for v in values], np.float64)
     except (TypeError, ValueError) as error:
