@@ -47,6 +47,15 @@ def file_url(path: str) -> str:
     return "file://" + quote(os.path.realpath(path))
 
 
+def numbered(url: str, number: int) -> str:
+    """The url by which the catalog names the same file once more: with its number behind it, which no reading sees.
+
+    >>> numbered("file:///data/a.tar", 2)
+    'file:///data/a.tar#2'
+    """
+    return url if number == 1 else f"{url}#{number}"
+
+
 def root_of(url: str) -> str:
     """The folder that holds the file, as a url.
 
@@ -98,6 +107,19 @@ def allowed(url: str, below: Iterable[str]) -> bool:
     return any(url.startswith(root) for root in below)
 
 
+def place(url: str, facts: Facts) -> str:
+    """The path of an adopted local file, the url of a remote one, by its url as the catalog names it.
+
+    Raises:
+        StoreError: as `local_path`.
+    """
+    if url.startswith("file:"):
+        return local_path(url, facts)
+    if not allowed(url, roots(facts)):
+        raise StoreError(f"the catalog names the file {_shown(url)}, which was never adopted; refused")
+    return url.partition("#")[0]
+
+
 def local_path(url: str, facts: Facts) -> str:
     """The path of an adopted local file, by its url as the catalog names it.
 
@@ -107,7 +129,7 @@ def local_path(url: str, facts: Facts) -> str:
     below = roots(facts)
     if not url.startswith("file:///") or not allowed(url, below):
         raise StoreError(f"the catalog names the file {_shown(url)}, which was never adopted; refused")
-    path = os.path.realpath(unquote(url.removeprefix("file://")))
+    path = os.path.realpath(unquote(url.removeprefix("file://").partition("#")[0]))
     if not allowed(file_url(path), below):
         raise StoreError(f"the adopted file {_shown(url)} leads to {path}, which was never adopted; refused")
     return path
