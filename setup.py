@@ -100,6 +100,7 @@ setup(
         "google-crc32c>=1.6",
         "tqdm>=4.66",
         "click>=8.1",
+        "rich>=13",
     ],
     entry_points={
         "console_scripts": ["deeplake-loader = deeplake_loader.cli:main"],

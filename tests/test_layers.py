@@ -62,6 +62,8 @@ RANKS = {
     "media": 8,
     "checkout": 8,
     "recall": 8,
+    "inventory": 8,
+    "pictures": 8,
     "quarantine": 4,
     "schema": 7,
     "references": 7,

@@ -1,0 +1,18 @@
+"""The command ``deeplake-loader``: a module for each group of commands, imported when one of them is called.
+
+A command is a thin edge over a verb of `Database`: it reads options, calls the verb, prints what came back. Answers go
+to stdout, errors and progress to stderr; ``--json`` answers are for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deeplake_loader.cli.program import program
+
+__all__ = ["main", "program"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; ends the process with one of the documented codes."""
+    program.main(args=None if arguments is None else list(arguments), prog_name="deeplake-loader")

@@ -1,0 +1,67 @@
+"""``init``, ``optimize``, ``gc``: a store made and looked after."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import click
+
+from deeplake_loader.cli.output import amount, note, print_json
+from deeplake_loader.cli.program import Session, verb
+
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+class Period(click.ParamType[timedelta]):
+    """A time such as 90, 30m, 12h, 7d or 4w."""
+
+    name = "TIME"
+
+    def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        found = _PERIOD.fullmatch(value.strip())
+        if found is None:
+            self.fail(f"{value!r} is no time; write 90 (seconds), 30m, 12h, 7d or 4w", param, ctx)
+        return timedelta(seconds=min(float(found[1]) * _SECONDS[found[2]], 86_400.0 * 36_525))
+
+
+@verb("init", example="deeplake-loader init ./video-pipeline")
+@click.argument("url", required=False)
+@click.option("--storage", metavar="URL", help="Where shards and vectors lie, such as s3://bucket/prefix.")
+def init_command(session: Session, url: str | None, storage: str | None) -> None:
+    """Make a store in the folder URL (default: --store, $DEEPLAKE_STORE, the working folder).
+
+    A store that is there stays as it is.
+    """
+    from deeplake_loader.database import connect
+
+    with connect(url or session.store, storage=storage) as db:
+        note(f"the store is {db.info().location}")
+
+
+@verb("optimize", example="deeplake-loader optimize --keep 30d")
+@click.option("--keep", type=Period(), help="Forget history older than this that nothing needs: 90, 30m, 12h, 7d, 4w.")
+@click.option("--scan-copies", is_flag=True, help="Keep float16 copies of large vector files, which searches read.")
+def optimize_command(session: Session, keep: timedelta | None, scan_copies: bool) -> None:
+    """Seal open shards and resting vectors, make the lists that vector indexes lack."""
+    with session.open(read_only=False) as db:
+        db.optimize(keep=keep, scan_copies=scan_copies)
+
+
+@verb("gc", example="deeplake-loader gc --older-than 7d")
+@click.option("--delete", is_flag=True, help="Remove the files; without it they are only listed.")
+@click.option("--older-than", type=Period(), default="1d", show_default=True, help="Leave what was written since then.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
+def gc_command(session: Session, delete: bool, older_than: timedelta, as_json: bool) -> None:
+    """Files that no row of any branch, tag or undo log reaches: listed, and with --delete removed."""
+    with session.open(read_only=not delete) as db:
+        found = db.gc(dry_run=not delete, older_than_s=older_than.total_seconds())
+    if as_json:
+        print_json({"files": found.files, "bytes": found.size, "dry_run": found.dry_run})
+        return
+    for url in found.files:
+        click.echo(url)
+    note(f"{len(found.files):,} files, {amount(found.size)}{'' if delete else '; --delete removes them'}")
