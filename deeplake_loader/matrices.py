@@ -141,19 +141,54 @@ def unpack_run(value: bytes, where: str) -> memoryview:
     return data
 
 
+class Source(Protocol):
+    """A file's bytes that have to be fetched: see `storage.mapped.Mapped`."""
+
+    @property
+    def memory(self) -> mmap.mmap: ...
+    def load(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Makes these bytes present."""
+
+    def reload(self, start: int, stop: int) -> None:
+        """Fetches these bytes again."""
+
+
 class Sealed:
-    """A finished .npy file, mapped; every block is verified before it is first used.
+    """A finished .npy file, mapped; every block is verified before it is first used, and fetched before that where it
+    lies on a storage.
 
     Raises:
         CorruptionError: the file's size or header differs from the catalog, so bytes were cut or replaced.
         NotFoundError: the file is not there.
     """
 
-    __slots__ = ("_checks", "_map", "_unverified", "_verified", "count", "layout", "url", "view")
+    __slots__ = ("_checks", "_map", "_source", "_unverified", "_verified", "count", "layout", "url", "view")
 
-    def __init__(self, path: str, url: str, layout: Layout, count: int, checks: bytes, *, behind: int = 0) -> None:
-        """``behind``: bytes of the file that follow the rows and have checksums of their own."""
-        self.layout, self.count, self.url, self._checks = layout, count, url, checks
+    def __init__(
+        self,
+        path: str,
+        url: str,
+        layout: Layout,
+        count: int,
+        checks: bytes,
+        *,
+        behind: int = 0,
+        source: Source | None = None,
+    ) -> None:
+        """``behind``: bytes of the file that follow the rows and have checksums of their own. ``source``: where the
+        file's bytes come from, instead of the path; its first block's checksum stands for its header."""
+        self.layout, self.count, self.url, self._checks, self._source = layout, count, url, checks, source
+        if source is not None:
+            self._check_size(len(source.memory))
+            self._map = source.memory
+            self._verified = bytearray(len(checks) // 4)
+        else:
+            self._open(path, behind)
+        self.view = memoryview(self._map)[HEADER : layout.size(count)]
+        self._unverified = self._verified.count(0)
+
+    def _open(self, path: str, behind: int) -> None:
+        layout, count, url, checks = self.layout, self.count, self.url, self._checks
         with file_errors("open the vectors", path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -164,9 +199,7 @@ class Sealed:
                 os.close(fd)
         if self._map[:HEADER] != layout.header(count):
             raise CorruptionError(f"{url}: the header is not that of {count} rows of {layout.dimension} {layout.dtype}")
-        self.view = memoryview(self._map)[HEADER:]
         self._verified = _verified_blocks(found, checks)
-        self._unverified = self._verified.count(0)
 
     def _check_size(self, size: int) -> None:
         expected, blocks = self.layout.size(self.count), len(self._checks) // 4
@@ -208,6 +241,23 @@ class Sealed:
             position = bisect_left(rows, beyond, position + 1)
 
     def _verify_blocks(self, blocks: list[int]) -> None:
+        if self._source is not None:
+            self._source.load([self._span(first, stop) for first, stop in _runs(blocks)])
+        self._compare_all(blocks)
+        bad = [b for b in blocks if not self._verified[b]]
+        if bad and self._source is not None:
+            for block in bad:
+                self._source.reload(*self._span(block, block + 1))
+            self._compare(bad)
+            bad = [b for b in bad if not self._verified[b]]
+        if bad:
+            raise self._damaged(bad[0])
+        self._unverified = self._verified.count(0)
+
+    def _span(self, first: int, stop: int) -> tuple[int, int]:
+        return first * BLOCK, min(stop * BLOCK, len(self._map))
+
+    def _compare_all(self, blocks: list[int]) -> None:
         if len(blocks) < _THREADED:
             self._compare(blocks)
         else:
@@ -215,10 +265,6 @@ class Sealed:
             helper.start()
             self._compare(blocks[len(blocks) // 2 :])
             helper.join()
-        bad = next((b for b in blocks if not self._verified[b]), None)
-        if bad is not None:
-            raise self._damaged(bad)
-        self._unverified = self._verified.count(0)
 
     def _compare(self, blocks: list[int]) -> None:
         for first, stop in _runs(blocks):
@@ -298,6 +344,11 @@ class Written:
         """
         self._writer.wait()
         return self._checks
+
+    @property
+    def path(self) -> str:
+        """The file's."""
+        return self._path
 
     def _write(self, header: bytes, data: memoryview) -> None:
         first = data[: _PIECE - HEADER]

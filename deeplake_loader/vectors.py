@@ -10,6 +10,7 @@ began, if any. Either way the address was given at the append and never changes:
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -274,8 +275,17 @@ class Vectors(Participant):
         self._growing.clear()
         for file, written in self._written:
             self._catalog.execute("UPDATE _dl_files SET sha256 = ? WHERE id = ?", (written.finish(), file))
+        if self._catalog.root.storage is not None:
+            for _, written in self._written:
+                self._catalog.root.storage.upload(self._name(written), written.path)
+
+    def _name(self, written: Written) -> str:
+        return os.path.relpath(written.path, self._catalog.root.base).replace(os.sep, "/")
 
     def committed(self) -> None:
+        if self._catalog.root.storage is not None:
+            for _, written in self._written:
+                self._catalog.root.storage.keep(self._name(written), written.size)
         self._written.clear()
 
     def rolled_back(self) -> None:
@@ -369,7 +379,7 @@ class Vectors(Participant):
         row = self._file_row(file)
         layout = Layout(row["dimension"], row["dtype"])
         if row["state"] == "sealed":
-            return Sealed(self._catalog.root.path(row["url"]), row["url"], layout, row["count"], row["checks"])
+            return self._sealed(row["url"], layout, row["count"], row["checks"])
         held = known.data if isinstance(known, Tail) else b""
         first = pack_address(file, 0)
         after = first + len(held) // layout.stride
@@ -379,6 +389,14 @@ class Vectors(Participant):
         start = after if begin[0] is None else int(begin[0])
         fresh = b"".join(self._runs(row["url"], start, first + MAX_ORDINAL))
         return Tail(layout, held + fresh[(after - start) * layout.stride :])
+
+    def _sealed(self, url: str, layout: Layout, count: int, checks: bytes) -> Sealed:
+        root, source = self._catalog.root, None
+        if root.storage is not None:
+            from deeplake_loader.storage.mapped import open_mapped
+
+            source = open_mapped(root, url, layout.size(count))
+        return Sealed(root.path(url), url, layout, count, checks, source=source)
 
     def _file_row(self, file: int) -> dict[str, Any]:
         row = self._catalog.fetchone(_FILE, (file,))
