@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deeplake_loader import catalog_file
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
+from deeplake_loader.postgres import triggers
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _make(connection: Connection, address: Address, storage: str) -> None:
         ]
         statements += [declaration(text, address.bookkeeping) for text in catalog_file.STATEMENTS]
         statements += [text.format(schema=schema) for text in _EXTRA]
+        statements += triggers.statements(main=address.schema, bookkeeping=address.bookkeeping)
         statements += [
             f"INSERT INTO {schema}._dl_head (one) VALUES (1)",
             f"INSERT INTO {schema}._dl_nodes (branch, seq) VALUES (1, 0)",
@@ -104,8 +106,8 @@ def _make(connection: Connection, address: Address, storage: str) -> None:
         for text in statements:
             connection.execute(text)
         now = catalog_file.utc_now()
-        main = f"INSERT INTO {schema}._dl_branches (name, head, created_at) VALUES ('main', 1, %s)"
-        connection.execute(main, [now])
+        main = f"INSERT INTO {schema}._dl_branches (name, head, created_at, place) VALUES ('main', 1, %s, %s)"
+        connection.execute(main, [now, address.schema])
         facts = {"format": str(catalog_file.FORMAT), "store_id": os.urandom(16).hex(), "created_at": now}
         facts["storage"] = storage
         meta = f"INSERT INTO {schema}._dl_meta (key, value) VALUES (%s, %s)"

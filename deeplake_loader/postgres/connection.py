@@ -11,6 +11,7 @@ import psycopg
 from psycopg import conninfo
 
 from deeplake_loader.errors import InputError
+from deeplake_loader.postgres import triggers
 from deeplake_loader.postgres.failures import open_error
 from deeplake_loader.postgres.names import bookkeeping_schema, check_identifier
 from deeplake_loader.types import quote_identifiers
@@ -98,6 +99,7 @@ class Address:
             "lock_timeout": str(max(1, min(_MAX_MS, round(timeout_s * 1000)))),
             "timezone": "UTC",
             "datestyle": "ISO",
+            triggers.CLIENT: "1",  # it numbers its commits itself
             "cursor_tuple_fraction": "1",  # every cursor of ours is read to its end
             "default_transaction_read_only": "on" if read_only else "off",
         }
