@@ -26,6 +26,7 @@ from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import CorruptionError, DeeplakeError
 from deeplake_loader.history import LOG_PREFIX
 from deeplake_loader.matrices import BLOCK, HEADER, Layout, Sealed
+from deeplake_loader.postgres.scored import key_of
 from deeplake_loader.postgres.vectors import form_of, rows_from_wire, width_of
 from deeplake_loader.types import Table, quote_identifier
 
@@ -59,7 +60,6 @@ _NEWEST = (
 _TABLE = "SELECT pg_relation_filenode(c.oid), c.relrowsecurity FROM pg_class c WHERE c.oid = ?::regclass"
 _COPY_HEAD = 19
 _CHUNK = 16 << 20
-_WHOLE = ("SMALLINT", "INTEGER", "BIGINT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,6 @@ class Held:
     keys: Array
     snapshot: str
     longest: float
-
-
-def key_of(table: Table) -> str | None:
-    """The key column by which a table's rows find theirs in a matrix; None for one that is no single whole number."""
-    names = table.primary_key
-    column = table.column(names[0]) if len(names) == 1 else None
-    return column.name if column is not None and column.type.name in _WHOLE else None
 
 
 class Matrices(Participant):

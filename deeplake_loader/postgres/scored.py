@@ -20,11 +20,11 @@ from deeplake_loader.sql import tree
 from deeplake_loader.sql.definitions import parse
 from deeplake_loader.sql.fast import ScoredBlock, scored_block
 from deeplake_loader.sql.functions import METRICS, SCORE_OPERATORS
-from deeplake_loader.sql.plan import Bind, Metric
+from deeplake_loader.sql.plan import WINNERS, Bind, FastPath
 from deeplake_loader.sql.queries import QueryCompiler
-from deeplake_loader.sql.reader import Reading, Token, read
+from deeplake_loader.sql.reader import Reading, Token
 from deeplake_loader.sql.values import Context
-from deeplake_loader.types import ColumnType, Table, quote_identifier
+from deeplake_loader.types import Table, quote_identifier
 
 Span = tuple[int, int]
 Insertion = tuple[int, str]
@@ -34,47 +34,42 @@ _AFTER_ORDER = frozenset({"limit", "offset", "fetch", "for", "rows", "range", "g
 _NO_CALL_BEFORE = frozenset({"into", "with", "table", "as", "update", "join", "function", "recursive"})
 
 
-@dataclass(frozen=True, slots=True)
-class FastText:
-    """The parts of a statement whose rows one score chooses; each span is one of the user's text.
+def insertions(reading: Reading, own_schema: str = "_dl") -> tuple[Insertion, ...]:
+    """What is put into a statement before PostgreSQL gets it, by place; nothing into one that our parser refuses.
 
-    ``head``: WITH ... in front of the block, empty where there is none; ``source``, what follows FROM; ``where``, what
-    follows WHERE, None without one; ``end``, where the block's condition ends; ``alias`` of the table there.
-    """
-
-    head: Span
-    source: Span
-    where: Span | None
-    end: int
-    table: str
-    alias: str
-    column: str
-    type: ColumnType
-    metric: Metric
-    largest: bool
-    query: Bind
-    limit: Bind | int
-    offset: Bind | int
-    whole: bool
-
-
-def insertions(sql: str, own_schema: str = "_dl") -> tuple[Insertion, ...]:
-    """What is put into a statement before PostgreSQL gets it, by place; nothing into one that our reader refuses.
-
-    >>> insertions("SELECT id FROM t ORDER BY cosine_similarity(v, :q) DESC LIMIT 3")
+    >>> from deeplake_loader.sql.reader import read
+    >>> insertions(read("SELECT id FROM t ORDER BY cosine_similarity(v, :q) DESC LIMIT 3"))
     ((55, ' NULLS LAST'),)
     """
-    try:
-        reading = read(sql)
-        statement = parse(reading)
-    except SQLError:
-        return ()
     own = f"{quote_identifier(own_schema)}."
     found = [(token.start, own) for token in _calls(reading.tokens, "cosine_distance")]
+    try:
+        statement = parse(reading)
+    except (SQLError, RecursionError):
+        return tuple(found)
     for node in tree.walk(statement):
         if isinstance(node, tree.Query | tree.Window):
             found += _last(reading.tokens, node)
     return tuple(sorted(found))
+
+
+def render(reading: Reading, span: Span, numbers: dict[int | str, int], put_in: Sequence[Insertion] = ()) -> str:
+    """A span of the user's text for PostgreSQL: ``$n`` for its placeholders, numbered in ``numbers`` as they come, and
+    what falls into it put in."""
+    edits: list[tuple[int, int, str | Token]] = [(at, at, text) for at, text in put_in if span[0] <= at <= span[1]]
+    inside = (t for t in reading.tokens if span[0] <= t.start and t.stop <= span[1])
+    edits += [(t.start, t.stop, t) for t in inside if t.kind == "parameter" and t.source is not None]
+    parts, at = list[str](), span[0]
+    for start, stop, what in sorted(edits, key=lambda edit: edit[:2]):
+        number = None if isinstance(what, str) else numbers.setdefault(what.source or 0, len(numbers) + 1)
+        parts += [_plain(reading, at, start), f"${number}" if number is not None else str(what)]
+        at = stop
+    return "".join((*parts, _plain(reading, at, span[1])))
+
+
+def _plain(reading: Reading, start: int, stop: int) -> str:
+    text = reading.sql[start:stop]
+    return text.replace("%%", "%") if reading.percent else text
 
 
 def _calls(tokens: Sequence[Token], name: str) -> Iterator[Token]:
@@ -129,13 +124,18 @@ def _end_of_key(tokens: Sequence[Token], start: int) -> int:
     return stop
 
 
-def fast_text(sql: str, schema: Mapping[str, Table]) -> FastText | None:
-    """The parts of a SELECT that is answered by looking at scores first, or None.
+def native_fast(
+    reading: Reading, schema: Mapping[str, Table], known: Mapping[int | str, Bind], own_schema: str = "_dl"
+) -> FastPath | None:
+    """The fast path of a SELECT that one score orders, or None.
 
-    None for a score written as an operator: those are pgvector's, which may answer them by an index.
+    ``candidates_sql`` gives the keys of the block's rows, 8 big-endian bytes each, as one bytea; ``final_sql`` takes
+    the winners' keys as the text of an array. None for a table whose key is no single whole number, and for a score
+    written as an operator: those are pgvector's, which may answer them by an index.
+
+    ``known``: what is known of each parameter's value.
     """
     try:
-        reading = read(sql)
         statement = parse(reading)
         if not isinstance(statement, tree.Query):
             return None
@@ -145,29 +145,33 @@ def fast_text(sql: str, schema: Mapping[str, Table]) -> FastText | None:
     except (SQLError, RecursionError):
         return None
     found = scored_block(context, compiler.blocks)
-    if found is None or found.by_operator or not _stands_alone(statement, found):
+    key = None if found is None else key_of(schema[found.scored.table.lower()])
+    if found is None or key is None or found.by_operator or not _stands_alone(statement, found):
         return None
-    spans = _spans(reading, found.block.node)
-    return None if spans is None else _text(statement, found, *spans)
+    parts = _parts(reading, statement, found)
+    return None if parts is None else _fast(reading, found, key, parts, known, insertions(reading, own_schema))
 
 
 def _stands_alone(statement: tree.Query, found: ScoredBlock) -> bool:
     """Whether the block's FROM and WHERE mean the same by themselves, behind the statement's own WITH."""
     within = [q for q in tree.walk(statement) if isinstance(q, tree.Query) and q.ctes]
-    return within in ([], [statement]) and (not within or found.block.node is statement.body)
+    return not within or (within == [statement] and found.block.node is statement.body)
 
 
-def _text(statement: tree.Query, found: ScoredBlock, source: Span, where: Span | None, end: int) -> FastText:
-    scored, node = found.scored, found.block.node
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Spans of the user's text: ``head``, the WITH before the block (empty: none); ``source``, what follows FROM;
+    ``where``, what follows WHERE, None without one. The block's condition ends at ``end``."""
+
+    head: Span
+    source: Span
+    where: Span | None
+    end: int
+
+
+def _parts(reading: Reading, statement: tree.Query, found: ScoredBlock) -> _Parts | None:
+    node = found.block.node
     head = (statement.pos, node.pos) if statement.ctes else (0, 0)
-    return FastText(
-        head, source, where, end, scored.table, scored.alias, scored.column, scored.type, scored.metric,
-        scored.largest, scored.query, found.limit, found.offset, found.whole,
-    )  # fmt: skip
-
-
-def _spans(reading: Reading, node: tree.Select) -> tuple[Span, Span | None, int] | None:
-    """What follows the block's FROM, what follows its WHERE, and where that ends."""
     depth, previous = 0, ""
     begin: int | None = None
     source: Span | None = None
@@ -182,9 +186,46 @@ def _spans(reading: Reading, node: tree.Select) -> tuple[Span, Span | None, int]
             elif token.text == "where" and begin is not None and source is None:
                 source, begin = (begin, token.start), token.stop
             elif token.text == "order" and begin is not None:
-                found = (begin, token.start)
-                return (found, None, token.start) if source is None else (source, found, token.start)
+                last = (begin, token.start)
+                return _Parts(head, last if source is None else source, None if source is None else last, token.start)
         if depth < 0:
             return None
         previous = token.text
     return None
+
+
+def _fast(
+    reading: Reading, found: ScoredBlock, key: str, parts: _Parts, known: Mapping[int | str, Bind],
+    put_in: tuple[Insertion, ...],
+) -> FastPath:  # fmt: skip
+    scored, place = found.scored, f"{quote_identifier(found.scored.alias)}.{quote_identifier(key)}"
+    first: dict[int | str, int] = {}
+    source = render(reading, parts.source, first, put_in)
+    head = render(reading, parts.head, first, put_in) if parts.head[1] else ""
+    # a line of its own for what follows the user's text, which may end with a comment
+    condition = "" if parts.where is None else f"WHERE ({render(reading, parts.where, first, put_in)}\n)"
+    candidates = f"{head}SELECT string_agg(int8send({place}::bigint), ''::bytea) FROM {source}\n{condition}"
+    last: dict[int | str, int] = {}
+    begin, end = (parts.end, parts.end) if parts.where is None else parts.where
+    before = render(reading, (0, begin), last, put_in)
+    own = "" if parts.where is None else f" ({render(reading, parts.where, last, put_in)}\n) AND"
+    after = render(reading, (end, end_of(reading)), last, put_in)
+    # the number of the winners is known only when the parameters behind them have got theirs
+    final = f"{before}{'WHERE' if parts.where is None else ''}{own} {place} = ANY(${len(last) + 1}::bigint[]) {after}"
+    binds = (*(known.get(s, Bind(s)) for s in last), Bind(WINNERS))
+    return FastPath(
+        candidates, tuple(known.get(s, Bind(s)) for s in first), final, binds, scored.table, scored.column,
+        scored.metric, scored.largest, found.limit, found.offset, scored.query, found.whole,
+    )  # fmt: skip
+
+
+def end_of(reading: Reading) -> int:
+    """Where the statement ends, a closing semicolon left out."""
+    return reading.tokens[-2].stop if len(reading.tokens) > 1 else len(reading.sql)
+
+
+def key_of(table: Table) -> str | None:
+    """The key column by which a table's rows find theirs in a matrix; None for one that is no single whole number."""
+    names = table.primary_key
+    column = table.column(names[0]) if len(names) == 1 else None
+    return column.name if column is not None and column.type.name in ("SMALLINT", "INTEGER", "BIGINT") else None
