@@ -134,29 +134,29 @@ def new_store(catalog_kind: str, tmp_path: Path, request: pytest.FixtureRequest)
 
 
 @pytest.fixture
-def store(new_store: Callable[[], Store]) -> Store:
+def place(new_store: Callable[[], Store]) -> Store:
     """The place of the store that `db` opens."""
     return new_store()
 
 
 @pytest.fixture
-def reconnect(store: Store) -> Iterator[Callable[..., deeplake.Database]]:
+def reconnect(place: Store) -> Iterator[Callable[..., deeplake.Database]]:
     """Opens one more handle on the store of `db`, with options of `connect`; closed at the end."""
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(store.connect(**options))
+        yield lambda **options: stack.enter_context(place.connect(**options))
 
 
 @pytest.fixture
-def db(store: Store) -> Iterator[deeplake.Database]:
+def db(place: Store) -> Iterator[deeplake.Database]:
     """An empty store."""
-    with store.connect() as database:
+    with place.connect() as database:
         yield database
 
 
 @pytest.fixture(params=["main", "branch", "branch of a branch"])
-def any_branch(request: pytest.FixtureRequest, store: Store) -> Iterator[deeplake.Database]:
+def any_branch(request: pytest.FixtureRequest, place: Store) -> Iterator[deeplake.Database]:
     """An empty store whose handle is on main, on a branch, on a branch of a branch."""
-    with store.connect() as database:
+    with place.connect() as database:
         for name in ([], ["a"], ["a", "a/b"])[("main", "branch", "branch of a branch").index(request.param)]:
             database.branch(name)
         yield database

@@ -15,15 +15,15 @@ pytestmark = pytest.mark.postgres_only("the catalog in a PostgreSQL database")
 
 
 @pytest.fixture
-def catalog(store: Store) -> Iterator[PostgresCatalog]:
-    made = PostgresCatalog.open(store.url, storage=store.folder)
+def catalog(place: Store) -> Iterator[PostgresCatalog]:
+    made = PostgresCatalog.open(place.url, storage=place.folder)
     yield made
     made.close()
 
 
-def test_the_bookkeeping_is_made_once_and_main_stays_empty(catalog: PostgresCatalog, store: Store) -> None:
-    PostgresCatalog.open(store.url).close()
-    with psycopg.connect(store.url) as plain:
+def test_the_bookkeeping_is_made_once_and_main_stays_empty(catalog: PostgresCatalog, place: Store) -> None:
+    PostgresCatalog.open(place.url).close()
+    with psycopg.connect(place.url) as plain:
         names = plain.execute("SELECT tablename FROM pg_tables WHERE schemaname = '_dl'").fetchall()
         assert {"_dl_meta", "_dl_commits", "_dl_branches", "_dl_files", "_dl_members"} <= {n for (n,) in names}
         assert plain.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -17,7 +18,11 @@ from deeplake_loader.errors import (
     NotFoundError,
     SQLError,
     StoreError,
+    TypeMismatchError,
 )
+
+Place = Callable[[int], int]
+"""For a position in the text that the database got, the one in the user's."""
 
 _OVERLAY = re.compile(r"^_dl_b\d+_")
 """A branch's own copy of a table; the user knows the table by what follows."""
@@ -63,6 +68,8 @@ def translate_error(error: Exception, sql: str | None = None, *, lost: bool = Fa
         return CorruptionError(f"the catalog's database is damaged ({text}); restore it from a copy")
     if state[:2] in ("08", "53", "57", "58", "25", "XX"):
         return StoreError(f"the catalog cannot be read or written ({text}); nothing of this statement was kept")
+    if isinstance(error, psycopg.DataError) and not state:  # the driver's own, before anything was sent
+        return TypeMismatchError(f"PostgreSQL cannot hold a value of this statement ({text})")
     if state == "54000" or isinstance(error, OverflowError):
         return InputError(f"a value is larger than PostgreSQL can hold ({text})")
     return SQLError(f"the statement cannot be run: {text}", sql=sql, position=_position(error, sql))
@@ -85,11 +92,17 @@ def first_line(error: BaseException) -> str:
     return found or str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
+def placed(error: Exception, place: Place) -> Exception:
+    """The error, with the place in the user's own text that it names."""
+    found = getattr(getattr(error, "diag", None), "statement_position", None)
+    if found:
+        error._dl_position = place(int(found) - 1)  # type: ignore[attr-defined]
+    return error
+
+
 def _position(error: Exception, sql: str | None) -> int | None:
-    """The place that the database names, if the text it got is the user's own."""
-    diag = getattr(error, "diag", None)
-    found = getattr(diag, "statement_position", None)
-    return int(found) - 1 if found and sql is not None and getattr(error, "_dl_same_text", False) else None
+    """The place that the database names, in the user's own text."""
+    return getattr(error, "_dl_position", None) if sql is not None else None
 
 
 def _constraint_error(error: Exception, state: str, text: str) -> ConstraintError:
