@@ -92,6 +92,10 @@ class Comparison:
         columns = [f"{alias}.{quote_identifier(k)}" if alias else quote_identifier(k) for k in self.shape.key]
         return self.dialect.among(columns, f"SELECT {self.key} FROM {keys}")
 
+    def held(self, alias: str, table: str) -> str:
+        """A condition: a table, large and with an index on its key, has the key of ``alias``."""
+        return f"EXISTS (SELECT 1 FROM {table} held WHERE {self.same_key('held', alias)})"
+
     def order(self, alias: str) -> str:
         """ORDER BY's terms: by key, texts by their bytes."""
         return ", ".join(

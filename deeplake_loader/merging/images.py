@@ -54,7 +54,7 @@ class Images(Comparison):
     def read(self, point: Point, keys: str) -> str:
         """The images of a key set at a point."""
         sql, params = self._catalog.history.select(self.table.name, point)
-        images = self._create_images()
+        images = self.create_images()
         self._catalog.execute(
             f"INSERT INTO {images} ({self.names}, _dl_state) SELECT {self.names}, {PRESENT} FROM ({sql}) r "
             f"WHERE {self.contains('', keys)}",
@@ -68,7 +68,7 @@ class Images(Comparison):
 
     def merge(self, rows: str, other: str, base: str) -> str:
         """Two images over a base as one: what either changed, and ambiguous where both did, differently."""
-        merged, values = self._create_images(), f"({self.names}, _dl_state)"
+        merged, values = self.create_images(), f"({self.names}, _dl_state)"
         source = f"FROM {rows} r {self.join('r', other, 'o')} {self.join('r', base, 'b')}"
         same, unchanged, kept = (self.same(*pair) for pair in (("r", "o"), ("r", "b"), ("o", "b")))
         self._catalog.execute(
@@ -117,7 +117,8 @@ class Images(Comparison):
         self._catalog.execute(self.dialect.create_temp(name, self.key_columns, list(others)))
         return name
 
-    def _create_images(self) -> str:
+    def create_images(self) -> str:
+        """A TEMP table of images, empty."""
         others = (f"{quote_identifier(c.name)} {c.declared}" for c in self.shape.columns if not c.key)
         return self.create((*others, "_dl_state INTEGER NOT NULL"))
 

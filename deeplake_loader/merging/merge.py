@@ -160,7 +160,7 @@ class _Run:
         parts = [p for t in self._tables() if (p := self._decide(t, here, there, graph, target, source)) is not None]
         if not parts and target in graph.ancestors(source):
             return MergeResult()  # the source only took in what the target has
-        result = self._settle(parts, there.seq if self._theirs.id == MAIN else None)
+        result = self._settle(parts, there if self._theirs.id == MAIN else None)
         self._branches.add_node(Point(self._ours.id, self._catalog.head() + 1), target, source)
         return result
 
@@ -226,7 +226,7 @@ class _Run:
 
     # -- settling ------------------------------------------------------------------------------------------------------
 
-    def _settle(self, parts: Sequence[Part], moved_to: int | None) -> MergeResult:
+    def _settle(self, parts: Sequence[Part], moved_to: Point | None) -> MergeResult:
         """Settle conflicts as asked, replay, and say what was done."""
         for part in parts:
             self._conflicts += self._list(part, f"v.choice = {CONFLICT}", "changed on both")

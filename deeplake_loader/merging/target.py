@@ -1,6 +1,6 @@
 """The rows of a merge's target, in a form that an index look-up per incoming row can search.
 
-Main is its own tables. A branch is main's rows that it shows as they are, the before-images of those that main changed
+Main is its own tables. A branch has stored views on PostgreSQL. On SQLite it is main's rows that it shows as they are, the before-images of those that main changed
 since the fork, and its overlay. The images lie in the undo log without an index on anything but the key, so they are
 copied into a TEMP table with the table's unique indexes: else every incoming row would read the log from the fork on.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deeplake_loader.branches import MAIN, Point, branches_of, first_number, log_name, overlay_name, shadow_name
-from deeplake_loader.types import quote_identifier
+from deeplake_loader.types import RESERVED_PREFIX, quote_identifier
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
@@ -40,6 +40,8 @@ class Target:
     def _rows(self, table: str) -> str:
         if self._branch == MAIN:
             return self._history.real(table)
+        if self._catalog.dialect == "postgres":
+            return self._history.real(f"{RESERVED_PREFIX}v{self._branch}_{table}")
         shape, log = self._history.shape(table), self._history.real(log_name(table))
         fork = self._branches.fork_at(self._branch, self._seq)
         start = first_number(self._catalog, log_name(table), fork)
