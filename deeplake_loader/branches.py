@@ -32,11 +32,23 @@ _COLUMNS = "id, name, head, created_at"
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """What PostgreSQL's rows are told apart by: changes that ``snapshot`` (a pg_snapshot) sees, and those of transaction
+    ``xid`` up to the commit that it closed as number ``step``."""
+
+    snapshot: str
+    xid: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
-    """A branch's rows as of commit ``seq``: what was logged under that number or a later one is undone."""
+    """A branch's rows as of commit ``seq``: what was logged under that number or a later one is undone. On PostgreSQL
+    a point that no commit has numbered carries its ``state``."""
 
     branch: int
     seq: int
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +158,18 @@ class Branches:
         parent = self.node(at)
         fork = at.seq if at.branch == MAIN else self.fork_at(at.branch, at.seq)
         seq, now = self._catalog.head(), self._catalog.now()
-        sql = "INSERT INTO _dl_branches (name, head, created_at) VALUES (?, 0, ?)"
-        branch = self._catalog.execute(sql, (name, now)).lastrowid
-        sql = "INSERT INTO _dl_nodes (branch, seq, parent) VALUES (?, ?, ?)"
-        head = self._catalog.execute(sql, (branch, seq, parent)).lastrowid
+        return self._insert(name, now, (seq, parent, fork))
+
+    def _insert(self, name: str, now: str, start: tuple[int, int, int]) -> Branch:
+        """The rows of a new branch, whose first node is (number, parent) and which stands on main's commit ``fork``."""
+        seq, parent, fork = start
+        sql = "INSERT INTO _dl_branches (name, head, created_at) VALUES (?, 0, ?) RETURNING id"
+        branch = self._catalog.fetchone(sql, (name, now))[0]
+        sql = "INSERT INTO _dl_nodes (branch, seq, parent) VALUES (?, ?, ?) RETURNING id"
+        head = self._catalog.fetchone(sql, (branch, seq, parent))[0]
         self._catalog.execute("UPDATE _dl_branches SET head = ? WHERE id = ?", (head, branch))
-        self._catalog.execute("INSERT INTO _dl_forks VALUES (?, ?, ?)", (branch, 0, fork))
-        return self.by_id(int(branch or 0))
+        self._catalog.execute("INSERT INTO _dl_forks (branch, seq, main_seq) VALUES (?, ?, ?)", (branch, 0, fork))
+        return self.by_id(branch)
 
     def rename(self, old: str, new: str) -> Branch:
         """Give the branch another name."""
@@ -178,7 +195,8 @@ class Branches:
         """Name a point."""
         self._check_free(name, "tag")
         row = (name, at.branch, at.seq, self.node(at), self._catalog.now(), message)
-        self._catalog.execute("INSERT INTO _dl_tags VALUES (?, ?, ?, ?, ?, ?)", row)
+        columns = "name, branch, seq, node, created_at, message"
+        self._catalog.execute(f"INSERT INTO _dl_tags ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
         return Tag(name, self.by_id(at.branch).name, at.seq, row[4], message)
 
     def untag(self, name: str) -> None:
@@ -276,8 +294,8 @@ class Branches:
 
     def add_node(self, at: Point, parent: int, other: int | None = None) -> int:
         """A node after ``parent`` on the same branch; the branch's head when parent was it."""
-        sql = "INSERT INTO _dl_nodes (branch, seq, parent, other) VALUES (?, ?, ?, ?)"
-        node = int(self._catalog.execute(sql, (at.branch, at.seq, parent, other)).lastrowid or 0)
+        sql = "INSERT INTO _dl_nodes (branch, seq, parent, other) VALUES (?, ?, ?, ?) RETURNING id"
+        node = int(self._catalog.fetchone(sql, (at.branch, at.seq, parent, other))[0])
         sql = "UPDATE _dl_nodes SET parent = ? WHERE parent = ? AND branch = ? AND id <> ?"
         self._catalog.execute(sql, (node, parent, at.branch, node))
         self._catalog.execute("UPDATE _dl_branches SET head = ? WHERE id = ? AND head = ?", (node, at.branch, parent))
@@ -337,11 +355,11 @@ class Branches:
         self, branch: int | None = None, *, limit: int | None = None, newest: int | None = None
     ) -> list[tuple[Any, ...]]:
         """(seq, id, created_at, author, message, branch) newest first, of one branch or of all, from ``newest`` on."""
-        query = (
-            "SELECT seq, id, created_at, author, message, branch FROM _dl_commits "
-            "WHERE branch = coalesce(?1, branch) AND seq <= coalesce(?2, seq) ORDER BY seq DESC LIMIT ?3"
-        )
-        return self._catalog.fetchall(query, (branch, newest, -1 if limit is None else limit))
+        given = {"branch = ?": branch, "seq <= ?": newest}
+        where = " AND ".join(("branch > 0", *(condition for condition, value in given.items() if value is not None)))
+        query = f"SELECT seq, id, created_at, author, message, branch FROM _dl_commits WHERE {where} ORDER BY seq DESC"
+        values = tuple(value for value in (*given.values(), limit) if value is not None)
+        return self._catalog.fetchall(query if limit is None else f"{query} LIMIT ?", values)
 
 
 def first_number(catalog: Catalog, log: str, seq: int) -> int:
