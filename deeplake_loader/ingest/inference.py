@@ -161,9 +161,7 @@ def propose(
     return Proposal(table, choices, key, tuple(notes))
 
 
-def _chosen(
-    columns: Mapping[str, str] | Sequence[str], seen: Mapping[str, object], has_keys: bool
-) -> dict[str, str]:
+def _chosen(columns: Mapping[str, str] | Sequence[str], seen: Mapping[str, object], has_keys: bool) -> dict[str, str]:
     """{column: field} as it was asked for."""
     if isinstance(columns, str):
         raise InputError(f"columns={columns!r}: give a list of fields, or a dict of column names and fields")

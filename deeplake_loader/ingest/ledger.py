@@ -48,7 +48,8 @@ def _reach(catalog: Catalog, branch: int) -> dict[int, int]:
     """The newest commit of every other branch that the branch's history holds, by branch."""
     nodes = {row[0]: row[1:] for row in catalog.fetchall("SELECT id, branch, seq, parent, other FROM _dl_nodes")}
     row = catalog.fetchone("SELECT head FROM _dl_branches WHERE id = ?", (branch,))
-    todo, seen, reach = [row[0] if row else None], set(), {}
+    todo, reach = [row[0] if row else None], dict[int, int]()
+    seen: set[int] = set()
     while todo:
         at = todo.pop()
         if at is None or at in seen or at not in nodes:

@@ -1,0 +1,117 @@
+"""Arrow data as rows: the column types of its fields, its columns as Python values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deeplake_loader.codecs.headers import sniff_image
+from deeplake_loader.ingest.inference import unify
+from deeplake_loader.types import MAX_DIMENSION, ColumnType
+
+FEATURES = {"Image": "IMAGE", "Audio": "AUDIO", "Video": "VIDEO"}
+"""Hugging Face's features that hold media, as {bytes, path}."""
+
+_FLOATS = {"float": "float32", "halffloat": "float16"}
+_NAMED = {
+    "bool": "BOOLEAN", "uint64": "NUMERIC", "float": "DOUBLE", "halffloat": "DOUBLE", "double": "DOUBLE",
+    "string": "TEXT", "large_string": "TEXT", "string_view": "TEXT", "null": None,
+}  # fmt: skip
+
+
+def types_of(schema: Any, example: Any) -> dict[str, ColumnType | None]:
+    """{field: type} of a pyarrow schema; ``example`` is a batch of its first rows, which tell what bytes are."""
+    media = _features(schema)
+    return {
+        field.name: media.get(field.name) or _type(field.type, None if example is None else example.column(i))
+        for i, field in enumerate(schema)
+    }
+
+
+def columns_of(batch: Any, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:
+    """The batch's columns of these fields, as values that their column types take."""
+    return {name: _values(batch.column(name), kind) for name, kind in wanted.items() if name in batch.schema.names}
+
+
+def _features(schema: Any) -> dict[str, ColumnType]:
+    """What Hugging Face wrote beside the schema about media."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        found = json.loads(text)["info"]["features"] if text else {}
+        return {n: ColumnType(FEATURES[f["_type"]]) for n, f in found.items() if f.get("_type") in FEATURES}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _type(kind: Any, column: Any) -> ColumnType | None:
+    import pyarrow.types as is_
+
+    text = str(kind)
+    if text in _NAMED:
+        name = _NAMED[text]
+        return None if name is None else ColumnType(name)
+    if is_.is_integer(kind):
+        return ColumnType("BIGINT")
+    if is_.is_dictionary(kind):
+        return _type(kind.value_type, None)
+    for test, name in _TESTS:
+        if getattr(is_, test)(kind):
+            return ColumnType(name)
+    if is_.is_timestamp(kind):
+        return ColumnType("TIMESTAMP" if kind.tz is None else "TIMESTAMPTZ")
+    if is_.is_binary(kind) or is_.is_large_binary(kind) or is_.is_fixed_size_binary(kind):
+        return _bytes_type(column)
+    if is_.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}:
+        return _bytes_type(None if column is None else column.field("bytes"))
+    if is_.is_list(kind) or is_.is_large_list(kind) or is_.is_fixed_size_list(kind):
+        return _list_type(kind, column)
+    return ColumnType("JSON")
+
+
+_TESTS = (
+    ("is_decimal", "NUMERIC"), ("is_date", "DATE"), ("is_time", "TIME"), ("is_duration", "INTERVAL"),
+)  # fmt: skip
+
+
+def _bytes_type(column: Any) -> ColumnType:
+    values = [] if column is None else [v for v in column.slice(0, 64).to_pylist() if v]
+    return ColumnType("IMAGE" if values and all(sniff_image(v) for v in values) else "BLOB")
+
+
+def _list_type(kind: Any, column: Any) -> ColumnType:
+    """VECTOR where every list has the same number of float32 or float16."""
+    dtype = _FLOATS.get(str(kind.value_type))
+    size = getattr(kind, "list_size", None)
+    if dtype is None:
+        return ColumnType("JSON")
+    if size is None and column is not None:
+        lengths = {len(v) for v in column.to_pylist() if v is not None}
+        size = lengths.pop() if len(lengths) == 1 else None
+    return ColumnType("VECTOR", dtype, (size,)) if size and size <= MAX_DIMENSION else ColumnType("JSON")
+
+
+def _values(column: Any, kind: ColumnType) -> Sequence[Any]:
+    import pyarrow.types as is_
+
+    if is_.is_struct(column.type) and kind.is_blob:
+        return [v if v is None else v.get("bytes") for v in column.to_pylist()]
+    values: list[Any] = column.to_pylist()
+    if kind.name == "VECTOR" and values and None not in values:
+        import numpy as np
+
+        if len({len(v) for v in values}) == 1:
+            matrix: Any = np.asarray(values, kind.dtype)
+            return matrix
+    if kind.name == "TEXT" and not all(v is None or isinstance(v, str) for v in values):
+        return [v if v is None or isinstance(v, str) else str(v) for v in values]
+    return values
+
+
+def joined(types: Sequence[Mapping[str, ColumnType | None]]) -> dict[str, ColumnType | None]:
+    """The types that hold what all of these hold."""
+    found: dict[str, ColumnType | None] = {}
+    for each in types:
+        for name, kind in each.items():
+            found[name] = unify(found.get(name), kind)
+    return found
