@@ -1,8 +1,9 @@
 """The rows of a merge's target, in a form that an index look-up per incoming row can search.
 
-Main is its own tables. A branch has stored views on PostgreSQL. On SQLite it is main's rows that it shows as they are, the before-images of those that main changed
-since the fork, and its overlay. The images lie in the undo log without an index on anything but the key, so they are
-copied into a TEMP table with the table's unique indexes: else every incoming row would read the log from the fork on.
+Main is its own tables, and a branch on PostgreSQL has stored views. On SQLite a branch is main's rows that it shows
+as they are, the before-images of those that main changed since the fork, and its overlay. The images lie in the undo
+log without an index on anything but the key, so they are copied into a TEMP table with the table's unique indexes: else
+every incoming row would read the log from the fork on.
 """
 
 from __future__ import annotations

@@ -141,13 +141,13 @@ class MergingVerbs:
             scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
                 much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
         """
-        from deeplake_loader.merging import retention
+        from deeplake_loader.merging import pruning, retention
 
         with self._catalog.transaction("optimize"):
             self._shards.seal()
             self._vectors.seal()
             if keep is not None:
-                retention.prune(self._catalog, retention.period(keep, "keep"))
+                pruning.prune(self._catalog, retention.period(keep, "keep"))
         for index in () if self._catalog.in_transaction else self._indexes.all():
             self._indexes.build(index)
         if scan_copies:
