@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from deeplake_loader import store
 from deeplake_loader.driver_errors import translate_error
-from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
+from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 
 FORMAT = 1
 """The version of everything on disk; a store of a higher one is refused."""
@@ -129,8 +129,15 @@ def prepare_folder(root: store.Root, *, create: bool) -> None:
         store.make_folder(root.folder)
 
 
-def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: bool) -> None:
-    """Makes the bookkeeping tables of a new store in one transaction, and checks the format of an older one."""
+def prepare_tables(
+    root: store.Root, connection: sqlite3.Connection, *, create: bool, storage: str | None = None
+) -> str | None:
+    """Makes the bookkeeping tables of a new store in one transaction, and checks the format of an older one; gives
+    where its bytes lie, None for the store's own folder.
+
+    Raises:
+        InputError: they do not lie in ``storage``.
+    """
     try:
         names = sorted(n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
         if "_dl_meta" not in names:
@@ -139,23 +146,29 @@ def prepare_tables(root: store.Root, connection: sqlite3.Connection, *, create: 
                 raise StoreError(f"{root.catalog} is another program's database ({shown}); choose another folder")
             if not create:
                 raise StoreError(f"{root.folder} is a store whose creation never finished; open it for writing once")
-            _make_tables(root, connection)
+            _make_tables(root, connection, storage)
             with store.file_errors("sync", root.folder):
                 store.sync_folder(root.folder)
-        row = connection.execute("SELECT value FROM _dl_meta WHERE key = 'format'").fetchone()
+        found = dict(connection.execute("SELECT key, value FROM _dl_meta WHERE key IN ('format', 'storage')"))
     except sqlite3.Error as error:
         raise translate_error(error) from error
-    _check_format(root, "none" if row is None else str(row[0]))
+    _check_format(root, str(found.get("format", "none")))
+    kept: str | None = found.get("storage")
+    if storage is not None and storage != (kept or root.folder):
+        raise InputError(f"{root.folder} keeps its bytes in {kept or 'itself'}, not in {storage}; leave storage= out")
+    return kept
 
 
-def _make_tables(root: store.Root, connection: sqlite3.Connection) -> None:
+def _make_tables(root: store.Root, connection: sqlite3.Connection, storage: str | None) -> None:
     connection.execute("BEGIN IMMEDIATE")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_meta'").fetchone():
         if lost := data_folder(root.folder):
             raise _lost_catalog(root, lost)
         for statement in STATEMENTS:
             connection.execute(statement)
-        facts = (("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now()))
+        facts = [("format", str(FORMAT)), ("store_id", os.urandom(16).hex()), ("created_at", utc_now())]
+        if storage not in (None, root.folder):
+            facts.append(("storage", str(storage)))
         connection.executemany("INSERT INTO _dl_meta VALUES (?, ?)", facts)
         connection.execute("INSERT INTO _dl_head (one) VALUES (1)")
         connection.execute("INSERT INTO _dl_nodes (id, branch, seq) VALUES (1, 1, 0)")

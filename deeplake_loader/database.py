@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from deeplake_loader import store
 from deeplake_loader.batches import batches, known_length
 from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Dialect
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
 from deeplake_loader.indexes import IndexVerbs
+from deeplake_loader.ingest.verbs import IngestVerbs
 from deeplake_loader.inventory import InventoryVerbs
 from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
@@ -28,6 +30,7 @@ from deeplake_loader.rows import Place, RowSet
 from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.sqlite_catalog import SqliteCatalog
+from deeplake_loader.storage import Access, named
 from deeplake_loader.types import Table
 from deeplake_loader.writing import Validate
 
@@ -53,6 +56,9 @@ def connect(
     url: str | os.PathLike[str],
     *,
     storage: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
     catalog: Dialect | None = None,
     branch: str = "main",
     create: bool = True,
@@ -65,8 +71,14 @@ def connect(
         url: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name`` (default
             ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
             (``?schema=team`` puts main into another schema than ``public``).
-        storage: where a store with a PostgreSQL catalog keeps shards and vectors; needed when it is made, and
-            remembered.
+        storage: where shards and vectors lie: ``s3://bucket/prefix`` (or gs://, az:// or any url that fsspec reaches),
+            or a folder. Given when a store is made, and remembered; a store in a folder keeps them there by default,
+            one with a PostgreSQL catalog needs it.
+        storage_options: of fsspec's filesystem, such as ``endpoint_url``, ``key`` and ``secret``; never stored. By
+            default the environment has them.
+        cache_dir: where copies of remote objects are kept; by default ``$DEEPLAKE_CACHE`` or
+            ``~/.cache/deeplake_loader``.
+        cache_bytes: what they may take; by default ``$DEEPLAKE_CACHE_BYTES`` or 20 GB, and 0 keeps none.
         catalog: of a new store in a folder: ``sqlite`` (default), or ``postgres`` for a PostgreSQL server of its own in
             the folder, started and stopped by those who use it; an old store's is found out.
         branch: the branch that the handle reads and writes; see `Database.branch` for making one.
@@ -85,7 +97,8 @@ def connect(
     >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
     1
     """
-    opened = _open_catalog(url, storage, catalog, create=create, read_only=read_only, timeout_s=timeout_s)
+    access = Access(storage_options, cache_dir, cache_bytes)
+    opened = _open_catalog(url, storage, access, catalog, create=create, read_only=read_only, timeout_s=timeout_s)
     try:
         database = Database(opened)
     except BaseException:
@@ -101,7 +114,7 @@ def connect(
 
 
 def _open_catalog(
-    url: str | os.PathLike[str], storage: str | os.PathLike[str] | None, kind: Dialect | None, *,
+    url: str | os.PathLike[str], storage: str | os.PathLike[str] | None, access: Access, kind: Dialect | None, *,
     create: bool, read_only: bool, timeout_s: float,
 ) -> Catalog:  # fmt: skip
     if kind not in (None, *get_args(Dialect)):
@@ -111,11 +124,13 @@ def _open_catalog(
 
         if kind == "sqlite":
             raise InputError("the URL of a PostgreSQL database has no SQLite catalog; leave catalog= out")
-        return PostgresCatalog.open(url, storage=storage, create=create, read_only=read_only, timeout_s=timeout_s)
-    if storage is not None:
-        raise InputError("storage= belongs to a postgresql:// URL; a store in a folder keeps its bytes there")
-    folder = locate_store(url)
-    return SqliteCatalog.open(folder, create=create, read_only=read_only, timeout_s=timeout_s)
+        return PostgresCatalog.open(
+            url, storage=storage, access=access, create=create, read_only=read_only, timeout_s=timeout_s
+        )
+    folder, place = locate_store(url), None if storage is None else named(storage)
+    return SqliteCatalog.open(
+        folder, storage=place, access=access, create=create, read_only=read_only, timeout_s=timeout_s
+    )
 
 
 def locate_store(url: str | os.PathLike[str]) -> str:
@@ -151,7 +166,9 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     return embedded.assemble(catalog, source)
 
 
-class Database(BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs):
+class Database(
+    BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs, IngestVerbs
+):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
     `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;

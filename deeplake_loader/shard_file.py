@@ -34,12 +34,12 @@ class ShardFile:
 
     ``mark`` is where it stands now and ``committed`` where the last commit left it, None for a file that was made in
     the running transaction. ``planned`` bytes and ``pending`` parts were reserved and are not yet written. ``rolled``:
-    no more rows go in, and it is sealed at the end of the transaction.
+    no more rows go in, and it is sealed at the end of the transaction. ``sent``: the name of its object on a storage.
     """
 
     __slots__ = (
         "behind", "committed", "dirty", "failed", "fd", "finisher", "id", "mark", "name", "path", "pending", "planned",
-        "rolled", "table", "url",
+        "rolled", "sent", "table", "url",
     )  # fmt: skip
 
     def __init__(self, file: int, table: str, url: str, path: str, fd: int, *, committed: Mark | None) -> None:
@@ -50,6 +50,7 @@ class ShardFile:
         self.planned = self.pending = 0
         self.dirty = self.rolled = self.failed = False
         self.finisher: Finisher | None = None
+        self.sent: str | None = None
         self.behind = Behind()
 
     @classmethod
@@ -67,14 +68,18 @@ class ShardFile:
 
     @classmethod
     def adopt(
-        cls, file: int, table: str, url: str, path: str, committed: Callable[[], Mark | None]
+        cls, file: int, table: str, url: str, path: str, committed: Callable[[], Mark | None], *, make: bool = False
     ) -> ShardFile | None:
         """The shard if its owner is gone and it holds all its committed bytes, cut back to them; else None.
+
+        ``make``: the file may be made anew: on a storage it holds none of the bytes before it is sealed.
 
         ``committed`` tells, once the lock is held, how far they go; None: the shard cannot be had.
         """
         try:
-            fd = os.open(path, os.O_RDWR)
+            if make:
+                store.make_folder(os.path.dirname(path))
+            fd = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o666)
         except OSError:
             return None  # readers report a missing file; a writer takes another one
         shard = cls(file, table, url, path, fd, committed=Mark())
@@ -145,10 +150,19 @@ class ShardFile:
                 store.sync_folder(os.path.dirname(self.path))
         self.failed = False
 
-    def start_finishing(self) -> Finisher:
-        """Begins to sync and hash the whole file on a thread of its own."""
+    def start_finishing(self, storage: store.Storage | None = None) -> Finisher:
+        """Begins to sync and hash the whole file, and to upload it, on a thread of its own.
+
+        The object has a name that no upload had before: what an earlier attempt left there is not this file.
+        """
         self.behind.wait()
-        self.finisher = Finisher(self.path, self.mark.end + len(END))
+        send: Callable[[], None] | None = None
+        if storage is not None:
+            fresh = self.committed is not None or self.sent is not None
+            name = f"{os.path.dirname(self.url)}/{store.unique_name()}.tar" if fresh else self.url
+            self.sent, path = name, self.path
+            send = lambda: storage.upload(name, path)  # noqa: E731
+        self.finisher = Finisher(self.path, self.mark.end + len(END), send)
         self.finisher.start()
         return self.finisher
 
@@ -198,11 +212,11 @@ class ShardFile:
 
 
 class Finisher(threading.Thread):
-    """Syncs and hashes one complete file while the writer goes on with the next."""
+    """Syncs, hashes and sends one complete file while the writer goes on with the next."""
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, send: Callable[[], None] | None = None) -> None:
         super().__init__(name=f"finish {os.path.basename(path)}", daemon=True)
-        self.path, self.size = path, size
+        self.path, self.size, self.send = path, size, send
         self.digest = ""
         self.error: BaseException | None = None
 
@@ -218,6 +232,8 @@ class Finisher(threading.Thread):
                 digest = hashlib.sha256()
                 while data := file.read(_HASH_STEP):
                     digest.update(data)
+            if self.send is not None:
+                self.send()
             self.digest = digest.hexdigest()
         except BaseException as error:  # handed to the thread that waits for the result
             self.error = error

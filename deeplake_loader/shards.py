@@ -4,7 +4,8 @@ Every process appends to one open shard per table, which it holds under flock; a
 under its lock. An append is members and end-of-archive written over the old end-of-archive at the shard's end. The
 catalog holds the committed end and the index of members, so a shard whose writer died or rolled back is cut back to
 that end. Small blobs of small statements rest in the catalog until about 8 MB of them move into the shard together:
-such an insert then costs the catalog's fsync alone.
+such an insert then costs the catalog's fsync alone. On a storage a shard is written to a local file, sealed and
+uploaded when its transaction ends, and the file becomes the object's copy in the cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from deeplake_loader import store
@@ -22,8 +24,8 @@ from deeplake_loader.blobs import BlobReader, Found, checksums
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
 from deeplake_loader.inserts import insert_columns
-from deeplake_loader.shard_file import Mark, ShardFile, write_sidecar
-from deeplake_loader.tar import BLOCK, Headers, padded, padding
+from deeplake_loader.shard_file import Mark, ShardFile, sidecar_path, write_sidecar
+from deeplake_loader.tar import BLOCK, END, Headers, padded, padding
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address
 
 MAX_SHARD_BYTES = 256 << 20
@@ -88,6 +90,7 @@ class Shards(BlobReader, Participant):
         self.max_resting_bytes = max_resting_bytes
         self._current: dict[str, ShardFile] = {}
         self._touched: dict[int, ShardFile] = {}
+        self._storage = catalog.root.storage
         self._retired: list[ShardFile] = []  # after a failed sync: held, so that nobody appends to them
         catalog.participants.append(self)
 
@@ -251,10 +254,18 @@ class Shards(BlobReader, Participant):
 
     def _open_shard(self, table: str) -> ShardFile:
         shard = self._current.get(table)
+        if shard is not None and self._taken_over(shard):
+            self._current.pop(table).close()
+            shard = None
         if shard is None:
             shard = next(self._adoptable(table), None) or self._create(table)
             self._current[table] = shard
         return shard
+
+    def _taken_over(self, shard: ShardFile) -> bool:
+        """Whether another machine, which does not see the lock, went on with an open shard on a storage."""
+        ours = self._storage is None or shard.id in self._touched
+        return not ours and self._committed(shard.id) != shard.committed
 
     def _adoptable(self, table: str) -> Iterator[ShardFile]:
         held = {shard.id for shard in (*self._current.values(), *self._touched.values(), *self._retired)}
@@ -264,7 +275,8 @@ class Shards(BlobReader, Participant):
         )
         for file, url in rows:
             if file not in held:
-                shard = ShardFile.adopt(file, table, url, self.catalog.root.path(url), lambda: self._committed(file))  # noqa: B023 - called at once
+                path, make = self.catalog.root.path(url), self._storage is not None
+                shard = ShardFile.adopt(file, table, url, path, partial(self._committed, file), make=make)
                 if shard is not None:
                     yield shard
 
@@ -303,7 +315,7 @@ class Shards(BlobReader, Participant):
         for other in self._touched.values():
             if other.finisher is not None:
                 other.finisher.join()  # one at a time: the writer never runs further ahead than one shard
-        shard.start_finishing()
+        shard.start_finishing(self._storage)
 
     def seal(self, table: str | None = None) -> int:
         """How many open shards (of one table, or of all) became sealed; those that live processes hold stay open."""
@@ -361,7 +373,9 @@ class Shards(BlobReader, Participant):
         self._keep((*current.values(), *undone, *untouched))
 
     def prepare(self) -> None:
-        for shard in self._touched.values():
+        for shard in list(self._touched.values()):
+            if self._storage is not None and shard.mark.end and not shard.rolled:
+                self._roll(shard)  # an object is never added to: one for each transaction
             if shard.rolled:
                 self._seal(shard)
             else:
@@ -381,9 +395,14 @@ class Shards(BlobReader, Participant):
         )
         facts = {"format": "1", "table": shard.table, "shard": os.path.basename(shard.url), "sha256": digest}
         write_sidecar(shard.path, members, facts)
-        row = (shard.mark.count, shard.mark.end, digest, shard.id)
+        if self._storage is not None and shard.sent is not None:
+            self._storage.upload(sidecar_path(shard.sent), sidecar_path(shard.path))
+            with suppress(OSError):
+                os.unlink(sidecar_path(shard.path))
+        row = (shard.sent or shard.url, shard.mark.count, shard.mark.end, digest, shard.id)
         self.catalog.execute(
-            "UPDATE _dl_files SET state = 'sealed', count = ?, size = ?, resting = 0, sha256 = ? WHERE id = ?", row
+            "UPDATE _dl_files SET state = 'sealed', url = ?, count = ?, size = ?, resting = 0, sha256 = ? WHERE id = ?",
+            row,
         )
 
     def committed(self) -> None:
@@ -391,6 +410,10 @@ class Shards(BlobReader, Participant):
             shard.settle()
             if shard.rolled:
                 shard.close()
+                if self._storage is not None and shard.sent is not None:
+                    with suppress(OSError):
+                        os.replace(shard.path, self.catalog.root.path(shard.sent))
+                    self._storage.keep(shard.sent, shard.mark.end + len(END))
         self._touched = {}
 
     def rolled_back(self) -> None:

@@ -15,6 +15,7 @@ from deeplake_loader import catalog as shared
 from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_timeout, weakly
 from deeplake_loader.driver_errors import DRIVER_ERRORS, translate_error
 from deeplake_loader.errors import SQLError
+from deeplake_loader.storage import Access, open_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class FileLocation:
 
     def open(self, *, create: bool = False, read_only: bool = False, timeout_s: float = 30.0) -> SqliteCatalog:
         """Its catalog."""
-        return SqliteCatalog.open(self.root.folder, create=create, read_only=read_only, timeout_s=timeout_s)
+        return SqliteCatalog.open(self.root, create=create, read_only=read_only, timeout_s=timeout_s)
 
 
 class SqliteCatalog(Catalog):
@@ -50,24 +51,38 @@ class SqliteCatalog(Catalog):
 
     @classmethod
     def open(
-        cls, root: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, timeout_s: float = 30.0
+        cls,
+        root: str | os.PathLike[str] | store.Root,
+        *,
+        storage: str | None = None,
+        access: Access | None = None,
+        create: bool = True,
+        read_only: bool = False,
+        timeout_s: float = 30.0,
     ) -> SqliteCatalog:
         """The catalog of the store in folder ``root``, made there when ``create`` and there is none.
 
         Args:
+            storage: where the bytes lie, if not in that folder: see `storage.named`; a store remembers it.
+            access: how that is reached.
             read_only: refuse every write; works on a read-only file system.
             timeout_s: how long a write waits for another writer before LockedError.
 
         Raises:
+            InputError: ``storage`` is not where the store's bytes lie.
             NotFoundError: no store there and ``create`` is false.
             StoreError: the folder or file cannot be used, is no store, or was written by a newer release.
             CorruptionError: the catalog file is damaged.
         """
         check_timeout(timeout_s)
-        catalog = cls(store.Root(os.path.abspath(os.fspath(root))), read_only=read_only, timeout_s=timeout_s)
+        known = root if isinstance(root, store.Root) else store.Root(os.path.abspath(os.fspath(root)))
+        catalog = cls(known, read_only=read_only, timeout_s=timeout_s)
         try:
-            catalog_file.prepare_folder(catalog.root, create=create and not read_only)
-            catalog_file.prepare_tables(catalog.root, catalog.connection, create=create and not read_only)
+            make = create and not read_only
+            catalog_file.prepare_folder(known, create=make)
+            kept = catalog_file.prepare_tables(known, catalog.connection, create=make, storage=storage)
+            if kept is not None and known.storage is None:
+                catalog.root = open_root(known.folder, kept, access)
         except BaseException:
             catalog.close()
             raise

@@ -29,6 +29,7 @@ from deeplake_loader.errors import DeeplakeError, LockedError, StoreError
 from deeplake_loader.postgres import bookkeeping
 from deeplake_loader.postgres.connection import Address, Connection
 from deeplake_loader.postgres.failures import Place, is_lost, placed, translate_error, wants_retry
+from deeplake_loader.storage import Access, named, open_root
 from deeplake_loader.types import quote_identifier
 
 R = TypeVar("R")
@@ -52,7 +53,7 @@ class PostgresLocation:
     def open(self, *, create: bool = False, read_only: bool = False, timeout_s: float = 30.0) -> PostgresCatalog:
         """Its catalog."""
         return PostgresCatalog.open(
-            self.address, storage=self.root.folder, create=create, read_only=read_only, timeout_s=timeout_s
+            self.address, root=self.root, create=create, read_only=read_only, timeout_s=timeout_s
         )
 
 
@@ -90,15 +91,17 @@ class PostgresCatalog(Catalog):
 
     @classmethod
     def open(
-        cls, url: str | Address, *, storage: str | os.PathLike[str] | None = None, create: bool = True,
-        read_only: bool = False, timeout_s: float = 30.0,
+        cls, url: str | Address, *, storage: str | os.PathLike[str] | None = None, access: Access | None = None,
+        root: store.Root | None = None, create: bool = True, read_only: bool = False, timeout_s: float = 30.0,
     ) -> PostgresCatalog:  # fmt: skip
         """The catalog of the store in a database, made there when ``create`` and there is none.
 
         Args:
             url: ``postgresql://user:password@host:port/database``, with libpq's parameters and ``schema=`` for a main
                 branch elsewhere than in ``public``.
-            storage: the folder of shards and vectors; a store remembers it.
+            storage: the folder or url of shards and vectors; a store remembers it.
+            access: how a url is reached.
+            root: the same, opened before.
             read_only: refuse every write; a role that may only read needs it.
             timeout_s: how long a connection, and a write for another writer, is waited for.
 
@@ -109,19 +112,22 @@ class PostgresCatalog(Catalog):
         """
         check_timeout(timeout_s)
         address = url if isinstance(url, Address) else Address.parse(url)
-        folder = None if storage is None else _absolute(os.fspath(storage))
+        place = None if storage is None else named(storage)
         connection = address.dial(read_only=read_only, timeout_s=timeout_s)
         try:
-            kept = bookkeeping.prepare(connection, address, folder, create=create and not read_only)
-            root = store.Root(folder or kept)
+            kept = bookkeeping.prepare(connection, address, place, create=create and not read_only)
+            root = root or open_root(None, kept, access)
             if create and not read_only:
-                with store.file_errors("make the store's folder", root.folder):
-                    store.make_folder(root.folder)
+                with store.file_errors("make the store's folder", root.base):
+                    store.make_folder(root.base)
             catalog = cls(address, root, read_only=read_only, timeout_s=timeout_s)
         except psycopg.Error as error:
-            raise translate_error(error) from None
-        finally:
             connection.close()
+            raise translate_error(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        catalog._connection = connection
         return catalog
 
     @property
@@ -481,7 +487,3 @@ class PostgresCatalog(Catalog):
 
 def _text(sql: str, is_native: bool) -> Any:
     return sql if is_native else native(sql)
-
-
-def _absolute(storage: str) -> str:
-    return storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))

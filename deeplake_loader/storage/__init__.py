@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from deeplake_loader.errors import InputError
 from deeplake_loader.store import Root
 
 
-def open_root(
-    folder: str | None,
-    storage: str | os.PathLike[str] | None = None,
-    *,
-    options: Mapping[str, Any] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    cache_bytes: int | None = None,
-) -> Root:
-    """The root of a store whose catalog lies in ``folder`` (None: in a database) and whose bytes lie in ``storage``.
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a storage is reached from here; never stored.
 
-    Args:
-        storage: a url, a folder's path, or None for the catalog's own folder.
-        options: of fsspec's filesystem; never stored.
-        cache_dir: where copies of remote objects lie; by default ``$DEEPLAKE_CACHE`` or ``~/.cache/deeplake_loader``.
-        cache_bytes: what they may take; by default ``$DEEPLAKE_CACHE_BYTES`` or 20 GB.
+    Fields: ``options`` of fsspec's filesystem (``endpoint_url``, ``key``, ``secret`` and so on); ``cache_dir``, where
+    copies of remote objects lie, by default ``$DEEPLAKE_CACHE`` or ``~/.cache/deeplake_loader``; ``cache_bytes``, what
+    they may take, by default ``$DEEPLAKE_CACHE_BYTES`` or 20 GB.
+    """
+
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_bytes: int | None = None
+
+
+def open_root(folder: str | None, storage: str | None, access: Access | None = None) -> Root:
+    """The root of a store whose catalog lies in ``folder`` (None: in a database) and whose bytes lie in ``storage``, a
+    url, a folder's path, or None for the catalog's own folder.
 
     Raises:
         InputError: neither folder nor storage, or a url with credentials in it.
@@ -32,18 +35,34 @@ def open_root(
     >>> open_root("/tmp/store", "memory://bucket/prefix").place("shards/a.tar")
     'memory://bucket/prefix/shards/a.tar'
     """
-    text = None if storage is None else os.fspath(storage)
-    if text is not None and is_remote(text):
+    if storage is not None and is_remote(storage):
         from deeplake_loader.storage.cache import Limits
         from deeplake_loader.storage.mirror import Mirror
 
-        mirror = Mirror(text, options=options, limits=Limits.of(cache_dir, cache_bytes))
+        access = access or Access()
+        limits = Limits.of(access.cache_dir, access.cache_bytes)
+        mirror = Mirror(storage, options=access.options, limits=limits)
         return Root(folder or mirror.folder, mirror)
-    if text is not None:
-        text = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-    if folder is None and text is None:
+    if folder is None and storage is None:
         raise InputError("a catalog in a database needs storage=: a folder or a url for shards and vectors")
-    return Root(folder or text or "", data=text)
+    return Root(folder or storage or "", data=storage)
+
+
+def named(storage: str | os.PathLike[str]) -> str:
+    """A storage as the catalog remembers it: a url without credentials, or a folder's absolute path.
+
+    Raises:
+        InputError: a url with credentials in it.
+
+    >>> named("s3://bucket/prefix/"), named("/data/shards")
+    ('s3://bucket/prefix', '/data/shards')
+    """
+    text = os.fspath(storage)
+    if is_remote(text):
+        from deeplake_loader.storage.objects import clean_url
+
+        return clean_url(text)
+    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
 def is_remote(url: str) -> bool:

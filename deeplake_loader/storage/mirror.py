@@ -270,12 +270,10 @@ class Mirror:
         """The file at the object's `path` was uploaded: from now on it is a copy, which the cache may give up."""
         self.learn(name, size)
         path = self.path(name)
-        try:
+        with suppress(OSError, CorruptionError):
             if self.cache.make_room(size):
                 Copy(path, size).fill()
                 return
-        except OSError:
-            pass
         with suppress(OSError):
             os.unlink(path)
 
