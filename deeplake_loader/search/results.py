@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from deeplake_loader.errors import InputError
 from deeplake_loader.rows import RowSet, Source
 
 if TYPE_CHECKING:
@@ -33,15 +34,24 @@ class SearchResult(RowSet):
         exact: bool,
         rows_examined: int,
         source: Source | None = None,
+        decoded: bool = False,
     ) -> None:
-        super().__init__(names, types, records, source=source)
+        super().__init__(names, types, records, source=source, decoded=decoded)
         self.exact, self.rows_examined, self._column = exact, rows_examined, column
 
     @property
     def addresses(self) -> np.ndarray:
-        """(n,) int64: the addresses of the rows' vectors, which `Database.vectors` reads."""
+        """(n,) int64: the addresses of the rows' vectors, which `Database.vectors` reads.
+
+        Raises:
+            InputError: the store is in PostgreSQL, whose rows hold their vectors themselves.
+        """
         import numpy as np
 
+        if self.decoded:
+            raise InputError(
+                f"vectors in PostgreSQL have no address; take row[{self._column!r}], which holds the numbers"
+            )
         return np.array(self.raw(self.names.index(self._column)), np.int64)
 
     @property
@@ -57,7 +67,7 @@ class SearchResult(RowSet):
         kept = [record for row, record in zip(self, self._records, strict=True) if tuple(row[i] for i in places) != key]
         return SearchResult(
             self.names, self.types, kept[:k], column=self._column, exact=self.exact,
-            rows_examined=self.rows_examined, source=self._source,
+            rows_examined=self.rows_examined, source=self._source, decoded=self.decoded,
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,5 +75,5 @@ class SearchResult(RowSet):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        names = ("names", "types", "records", "column", "exact", "rows_examined")
+        names = ("names", "types", "records", "column", "exact", "rows_examined", "decoded")
         self.__init__(**{name: state[name] for name in names})  # type: ignore[misc]

@@ -15,6 +15,7 @@ from deeplake_loader.search.candidates import Candidates, LiveRows
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.rows import RowSet
     from deeplake_loader.scoring import Metric
     from deeplake_loader.search.engine import Device, Searcher
     from deeplake_loader.sql.plan import Bind, FastPath, Plan
@@ -41,11 +42,13 @@ class Lists(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The records of one query, how many rows were scored for it, and whether none of the others could be better."""
+    """The records of one query, how many rows were scored for it, and whether none of the others could be better;
+    ``rows``, the records with names and types, where the database gives those itself."""
 
     records: list[tuple[Any, ...]]
     examined: int
     exact: bool = True
+    rows: RowSet | None = None
 
 
 class Statements:
@@ -53,6 +56,10 @@ class Statements:
 
     def __init__(self, catalog: Catalog, writer: Writer, searcher: Searcher, live: LiveRows) -> None:
         self._catalog, self._writer, self._searcher, self._live = catalog, writer, searcher, live
+
+    def optimize(self) -> int:
+        """Makes what is derived for searches and lacking; gives the number of columns that got some."""
+        return 0
 
     def fetch(self, plan: Plan, fast: FastPath, params: object, sql: str, fetch: Callable[..., T]) -> T | None:
         """What ``fetch`` makes of the statement's rows, or None where it must run as it was written."""

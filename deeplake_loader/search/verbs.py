@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from deeplake_loader.catalog import Participant
@@ -13,7 +14,7 @@ from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Row
 from deeplake_loader.search.results import SearchResult
 from deeplake_loader.search.statements import Answer, Lists
-from deeplake_loader.types import Table, quote_identifier
+from deeplake_loader.types import ColumnType, Table, quote_identifier
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +133,10 @@ class SearchVerbs:
         with self._catalog.snapshot(), self._typed_errors():
             plan = self._plan(sql)
             answers = self._answers(plan, given, sql, device, lists) if given else []
+            if plan.fast is None and given and self._catalog.dialect == "postgres":
+                counted = f"SELECT count(*) FROM {held} WHERE {_condition(where)}{name} IS NOT NULL"
+                examined = int(self.execute(counted, _named(params)).scalar())
+                answers = [replace(answer, examined=examined) for answer in answers]
         found = [self._result(plan, column, answer) for answer in answers]
         return found if _depth(q) == 2 else found[0]
 
@@ -174,11 +179,14 @@ class SearchVerbs:
         return self._devices.known[name]
 
     def _result(self, plan: Plan, column: str, answer: Answer) -> SearchResult:
-        names, types = [c.name for c in plan.results], [c.type for c in plan.results]
+        names: Sequence[str] = [c.name for c in plan.results]
+        types: Sequence[ColumnType | None] = [c.type for c in plan.results]
+        if answer.rows is not None:
+            names, types = answer.rows.names, answer.rows.types
         held = next(name for name in names if name.lower() == column.lower())
         return SearchResult(
             names, types, answer.records, column=held, exact=answer.exact, rows_examined=answer.examined,
-            source=cast("Source", self),
+            source=cast("Source", self), decoded=answer.rows is not None,
         )  # fmt: skip
 
     def similar(
@@ -252,8 +260,6 @@ class SearchVerbs:
         >>> db.near_duplicates("generations", "clip_embedding", 0.98).groups()[0]       # doctest: +SKIP
         [12, 407, 1181]
         """
-        import numpy as np
-
         from deeplake_loader.search import duplicates
 
         _known(metric)
@@ -263,11 +269,22 @@ class SearchVerbs:
         listed = ", ".join((*map(quote_identifier, keys), name))
         sql = f"SELECT {listed} FROM {held} WHERE {_condition(where)}{name} IS NOT NULL"
         rows = self.execute(sql, _named(params))
-        addresses = np.array(rows.raw(len(keys)), np.int64)
+        addresses, read = self._compared(rows, len(keys))
         named = [row[0] if len(keys) == 1 else tuple(row[:-1]) for row in rows]
         count = len(addresses)
         with progress_bar(count * (count + 1) // 2, progress, unit=" pairs") as bar:
-            return duplicates.find(named, addresses, self.vectors, threshold, metric, max_pairs=max_pairs, progress=bar)
+            return duplicates.find(named, addresses, read, threshold, metric, max_pairs=max_pairs, progress=bar)
+
+    def _compared(self, rows: RowSet, i: int) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """Numbers of the vectors in column i, and what gives the vectors of such numbers."""
+        import numpy as np
+
+        kind = rows.types[i]
+        if not rows.decoded or kind is None:
+            return np.array(rows.raw(i), np.int64), self.vectors
+        flat = np.frombuffer(b"".join(rows.raw(i)), np.dtype(kind.dtype).newbyteorder("<"))
+        matrix = flat.reshape(-1, kind.dimension)
+        return np.arange(len(matrix)), lambda numbers: matrix[numbers]
 
 
 def _known(metric: SearchMetric) -> SearchMetric:
