@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deeplake_loader.codecs.headers import sniff_image
-from deeplake_loader.ingest.inference import unify
+from deeplake_loader.errors import InputError
 from deeplake_loader.types import MAX_DIMENSION, ColumnType
 
 FEATURES = {"Image": "IMAGE", "Audio": "AUDIO", "Video": "VIDEO"}
@@ -22,6 +22,9 @@ _NAMED = {
 
 def types_of(schema: Any, example: Any) -> dict[str, ColumnType | None]:
     """{field: type} of a pyarrow schema; ``example`` is a batch of its first rows, which tell what bytes are."""
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise InputError(f"two columns are named {', '.join(map(repr, twice[:3]))}; a first line must name the columns")
     media = _features(schema)
     return {
         field.name: media.get(field.name) or _type(field.type, None if example is None else example.column(i))
@@ -101,17 +104,8 @@ def _values(column: Any, kind: ColumnType) -> Sequence[Any]:
         import numpy as np
 
         if len({len(v) for v in values}) == 1:
-            matrix: Any = np.asarray(values, kind.dtype)
+            matrix: Sequence[Any] = np.asarray(values, kind.dtype)  # type: ignore[assignment]
             return matrix
     if kind.name == "TEXT" and not all(v is None or isinstance(v, str) for v in values):
         return [v if v is None or isinstance(v, str) else str(v) for v in values]
     return values
-
-
-def joined(types: Sequence[Mapping[str, ColumnType | None]]) -> dict[str, ColumnType | None]:
-    """The types that hold what all of these hold."""
-    found: dict[str, ColumnType | None] = {}
-    for each in types:
-        for name, kind in each.items():
-            found[name] = unify(found.get(name), kind)
-    return found

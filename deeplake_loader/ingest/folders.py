@@ -127,7 +127,7 @@ class FolderReading:
         for name in files[::step]:
             row = self._row(name)
             kind = media_type(name)
-            yield {field: kind if isinstance(value, Path) else kind_of(value) for field, value in row.items()}
+            yield {field: kind if isinstance(value, Path) else kind_of(value) for field, value in row.items() if field}
 
     def prepare(self, proposal: Proposal) -> None:
         self._names = {choice.field: choice.column.name for choice in proposal.choices}

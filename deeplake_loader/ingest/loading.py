@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import (
     ConstraintError,
-    CorruptionError,
     DeeplakeError,
     InputError,
     LockedError,
@@ -87,7 +86,7 @@ def infer(
       "caption" TEXT
     );
     """
-    return _infer([_READINGS[source.form](source) for source in find(sources)], table, columns, key)
+    return _infer([_READINGS[source.form](source) for source in find(sources)], table, columns, key, strict=True)
 
 
 def ingest(
@@ -112,21 +111,30 @@ def _shown(db: Store, request: Request, proposal: Proposal) -> str:
 # -- which table -------------------------------------------------------------------------------------------------------
 
 
-def _infer(readings: Sequence[Reading], table: str, columns: Columns | None, key: str | None) -> Proposal:
+def _infer(
+    readings: Sequence[Reading], table: str, columns: Columns | None, key: str | None, *, strict: bool
+) -> Proposal:
     step = max(1, len(readings) // _OBSERVED)
     looked = readings if all(isinstance(r, TableReading) for r in readings) else readings[::step][: _OBSERVED + 1]
-    samples = chain.from_iterable(_observed(reading) for reading in looked)
+    samples = _observed(looked, strict=strict)
     return propose(
         table, samples, has_keys=any(r.has_keys for r in readings), key=key, columns=columns,
         plain_names=all(r.plain_names for r in readings),
     )  # fmt: skip
 
 
-def _observed(reading: Reading) -> Iterator[Mapping[str, ColumnType | None]]:
-    try:
-        yield from reading.observe()
-    except CorruptionError as error:
-        raise CorruptionError(f"{error} (seen while inferring a table; pass schema= to go without)") from error
+def _observed(readings: Sequence[Reading], *, strict: bool) -> Iterator[Mapping[str, ColumnType | None]]:
+    """The samples of the sources that can be read; unless ``strict``, an error only where none can."""
+    errors: list[DeeplakeError] = []
+    for reading in readings:
+        try:
+            yield from reading.observe()
+        except DeeplakeError as error:
+            if strict:
+                raise
+            errors.append(error)
+    if errors and len(errors) == len(readings):
+        raise errors[0]
 
 
 def _agree(db: Store, request: Request, readings: Sequence[Reading]) -> Proposal:
@@ -135,10 +143,10 @@ def _agree(db: Store, request: Request, readings: Sequence[Reading]) -> Proposal
         raise InputError(f"a table is named by a str, got {request.table!r}")
     known = next((t for name, t in db.tables().items() if name.lower() == request.table.lower()), None)
     if known is None and request.schema is None:
-        return _infer(readings, request.table, request.columns, request.key)
+        return _infer(readings, request.table, request.columns, request.key, strict=request.on_error == "raise")
     if known is None and isinstance(request.schema, str):
         known = _declared(db, request)
-    found = _infer(readings, request.table, None, None)
+    found = _infer(readings, request.table, None, None, strict=request.on_error == "raise")
     if known is None:
         return _typed(request, found)
     return of_table(known, _fields(known.name, [c.name for c in known.columns], found, request.columns))

@@ -139,13 +139,11 @@ class TableReading(Whole):
         )  # fmt: skip
         types = {n: getattr(pa, _ARROW[t.name])() for n, t in (wanted or {}).items() if t.name in _ARROW and n}
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False)
-        if wanted is not None:
-            convert.null_values = [*convert.null_values]
-        for reader in (csv.open_csv(path, csv.ReadOptions(block_size=_BLOCK), parse, convert),):
-            for batch in reader:
-                while bad:
-                    skip(*bad.pop(0))
-                yield batch
+        # one thread: else the numbers of wrong rows are not known
+        for batch in csv.open_csv(path, csv.ReadOptions(block_size=_BLOCK, use_threads=False), parse, convert):
+            while bad:
+                skip(*bad.pop(0))
+            yield batch
         while bad:
             skip(*bad.pop(0))
 

@@ -188,7 +188,7 @@ class TarSource(Whole):
     def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
         """{field: type} of the first samples."""
         with Reader(self.source) as read:
-            yield from _observe(walk(read, self.source.nbytes))
+            yield from _observe(walk(read, self.source.nbytes), self.source.name)
 
     def prepare(self, proposal: Proposal) -> None:
         """Reads the whole tar; on any thread."""
@@ -225,7 +225,7 @@ class PackedSource(TarSource):
 
     def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
         with Reader(self.source) as read, unpack(self.source.url, self.source.nbytes, read) as stream:
-            yield from _observe(walk(stream, None))
+            yield from _observe(walk(stream, None), self.source.name)
 
     def prepare(self, proposal: Proposal) -> None:
         """Unpacks into a file without a name, which goes away by itself."""
@@ -253,14 +253,21 @@ class PackedSource(TarSource):
         return store.read_at(self._file.fileno(), value.offset, value.length, self.source.name)
 
 
-def _observe(walked: Iterator[Member | Problem]) -> Iterator[Mapping[str, ColumnType | None]]:
+def _observe(walked: Iterator[Member | Problem], where: str) -> Iterator[Mapping[str, ColumnType | None]]:
     samples: dict[str, dict[str, ColumnType | None]] = {}
+    reason = "no member has an extension"
     for item in islice(walked, _OBSERVED):
         split = members.split_name(item.name) if isinstance(item, Member) else None
         if split is not None and isinstance(item, Member):
             sample = samples.setdefault(split[0], {})
             for name, kind in members.observe(split[1], item.data):
                 sample[name] = kind
+        elif isinstance(item, Problem):
+            reason = f"{item.name or f'byte {item.offset}'} {item.reason}"
+            if item.fatal and not samples:
+                raise CorruptionError(f"{where}: {reason}")
+    if not samples:
+        raise InputError(f"{where} holds no samples: {reason}")
     yield from samples.values()
 
 
