@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from deeplake_loader import store
 from deeplake_loader.batches import batches, known_length
 from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Dialect
@@ -31,6 +30,7 @@ from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.storage import Access, named
+from deeplake_loader.store import Root
 from deeplake_loader.types import Table
 from deeplake_loader.writing import Validate
 
@@ -128,9 +128,24 @@ def _open_catalog(
             url, storage=storage, access=access, create=create, read_only=read_only, timeout_s=timeout_s
         )
     folder, place = locate_store(url), None if storage is None else named(storage)
+    if _is_embedded_postgres(folder, kind):
+        from deeplake_loader.postgres.embedded import EmbeddedPostgres
+
+        return EmbeddedPostgres.start(
+            folder, storage=place, access=access, create=create, read_only=read_only, timeout_s=timeout_s
+        )
     return SqliteCatalog.open(
         folder, storage=place, access=access, create=create, read_only=read_only, timeout_s=timeout_s
     )
+
+
+def _is_embedded_postgres(folder: str, kind: Dialect | None) -> bool:
+    """Whether the store in a folder has, or shall have, a PostgreSQL server of its own."""
+    own, file = os.path.join(folder, "postgres", "data", "PG_VERSION"), Root(folder).catalog
+    found: Dialect | None = "postgres" if os.path.exists(own) else "sqlite" if os.path.exists(file) else None
+    if found and kind and found != kind:
+        raise InputError(f"the store in {folder} has a {found} catalog, not a {kind} one; leave catalog= out")
+    return (found or kind) == "postgres"
 
 
 def locate_store(url: str | os.PathLike[str]) -> str:

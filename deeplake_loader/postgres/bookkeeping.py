@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deeplake_loader import catalog_file
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 from deeplake_loader.postgres import triggers
+from deeplake_loader.postgres.vectors import function_statements
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ def declaration(sqlite: str, schema: str) -> str:
     return re.sub(r" ON (_dl_\w+)", lambda m: f" ON {quote_identifier(schema)}.{m[1]}", text)
 
 
-def prepare(connection: Connection, address: Address, storage: str | None, *, create: bool) -> str:
-    """The folder of the store's bytes, after its bookkeeping was found, or made when ``create``.
+def prepare(
+    connection: Connection, address: Address, storage: str | None, *, create: bool, default: str | None = None
+) -> str:
+    """Where the store's bytes lie, after its bookkeeping was found, or made when ``create``; a new store's in
+    ``default`` unless ``storage`` says otherwise.
 
     Raises:
         NotFoundError: no store there and ``create`` is false.
@@ -52,9 +56,9 @@ def prepare(connection: Connection, address: Address, storage: str | None, *, cr
     if found is None:
         if not create:
             raise NotFoundError(f"there is no store in {address.shown}; check the URL, or connect with create=True")
-        if storage is None:
+        if (place := storage or default) is None:
             raise InputError(f"a new store in {address.shown} needs storage=, the folder for shards and vectors")
-        _make(connection, address, storage)
+        _make(connection, address, place)
         found = _facts(connection, address)
     if found is None:
         raise CorruptionError(f"{address.shown} holds no bookkeeping after it was made")
@@ -99,6 +103,7 @@ def _make(connection: Connection, address: Address, storage: str) -> None:
         statements += [declaration(text, address.bookkeeping) for text in catalog_file.STATEMENTS]
         statements += [text.format(schema=schema) for text in _EXTRA]
         statements += triggers.statements(main=address.schema, bookkeeping=address.bookkeeping)
+        statements += function_statements(address.schema, address.bookkeeping, _vectors_schema(connection))
         statements += [
             f"INSERT INTO {schema}._dl_head (one) VALUES (1)",
             f"INSERT INTO {schema}._dl_nodes (branch, seq) VALUES (1, 0)",
@@ -126,6 +131,13 @@ def _add_vectors(connection: Connection) -> None:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UniqueViolation, psycopg.errors.DuplicateObject):
         return  # not allowed, or another process was first
+
+
+def _vectors_schema(connection: Connection) -> str | None:
+    """Where pgvector is; None where it is missing."""
+    query = "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+    row = connection.execute(query).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _check_format(address: Address, found: str) -> None:

@@ -379,7 +379,19 @@ class PostgresCatalog(Catalog):
             raise
         self.execute(f"RELEASE {name}")
 
+    def number_commit(self) -> int:
+        tx = self._transaction
+        if tx is None:
+            raise StoreError("no transaction is open that could be numbered")
+        row = self._number(tx.id, tx.branch, tx.message, whatever=True)
+        if row is None:
+            raise StoreError(f"the store in {self.name} took no commit; run the transaction again")
+        tx.seq, self._xid = row
+        return row[0]
+
     def _record(self, tx: Transaction) -> None:
+        if tx.seq is not None:
+            return
         if self._sealed_at is not None and self._writes == self._sealed_at and tx.message is None:
             return
         row = self._number(tx.id, tx.branch, tx.message, whatever=tx.message is not None)

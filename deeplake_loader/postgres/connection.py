@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -56,6 +57,11 @@ class Address:
             raise InputError(f"the schema {schema!r} is the database's own; choose another one for main")
         check_identifier(schema, "schema")
         return cls(conninfo.make_conninfo(**parts), schema, _shown(parts, schema))
+
+    @classmethod
+    def of(cls, parts: Mapping[str, str], *, shown: str) -> Address:
+        """The address of a store's own server."""
+        return cls(conninfo.make_conninfo(**parts), "public", shown)
 
     @property
     def bookkeeping(self) -> str:
