@@ -39,7 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Parameters = Sequence[Any] | Mapping[str, Any]
-Hook = Callable[[Any], None]
+Hook = Callable[[Any], object]
 Dialect = Literal["sqlite", "postgres"]
 
 
@@ -286,6 +286,11 @@ class Catalog(ABC):
     def seal(self, branch: int, message: str | None = None) -> int:
         """Gives what was changed on the branch so far, by this transaction or by another tool, a commit number of its
         own, within the open transaction; what follows belongs to the next one."""
+
+    @abstractmethod
+    def number_commit(self) -> int:
+        """The number that the open transaction's commit will have. Its rows are all written: what follows is
+        bookkeeping about the commit."""
 
     @abstractmethod
     def _commit(self, tx: Transaction) -> None:

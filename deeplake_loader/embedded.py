@@ -157,7 +157,7 @@ class EmbeddedRunner:
         """Records, rows changed, and the id of a single inserted row."""
         if not self._views.on_main:
             self._overlays.before(plan, lambda: self._writer.bind(plan, params, binds=plan.keys_binds).values, sql)
-        cursor = self._catalog.execute(plan.sql, bound.values, user_sql=sql)
+        cursor: Any = self._catalog.execute(plan.sql, bound.values, user_sql=sql)
         records = cursor.fetchall() if plan.returning else []
         rowcount = len(records) if plan.returning else cursor.rowcount
         lastrowid = cursor.lastrowid if plan.kind == "insert" and rowcount == 1 else None

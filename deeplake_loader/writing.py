@@ -107,11 +107,11 @@ class Writer:
         if kind is None or bind.score or bind.many or value is None or kind.is_scalar:
             bound.values[i] = self._loose(bind, kind, value, where)
             if bind.column is not None and not bind.score and not bind.many:
-                _sample(bound, bind.column).scalars[bind.column] = scalars.jsonable(bound.values[i])
+                sample_of(bound, bind.column).scalars[bind.column] = scalars.jsonable(bound.values[i])
         elif kind.is_vector:
             bound.values[i] = self._store_vector(plan.target, bind.column, kind, value, where)
             if bind.column is not None:
-                _sample(bound, bind.column).scalars.setdefault("_dl", {})[bind.column] = bound.values[i]  # type: ignore[index]
+                sample_of(bound, bind.column).scalars.setdefault("_dl", {})[bind.column] = bound.values[i]  # type: ignore[index]
         else:
             self._collect_blob(bound, i, bind.column or "value", kind, value, where)
 
@@ -157,7 +157,7 @@ class Writer:
         bound.values[i] = self._own_address(kind, value)
         if bound.values[i] is not None:
             return
-        sample = _sample(bound, column)
+        sample = sample_of(bound, column)
         sample.members.append(_member(column, codecs.encode(kind, _content(value), where=where)))
         sample.slots.append(i)
 
@@ -226,7 +226,7 @@ class Writer:
         for column, values in zip(chosen, columns.values(), strict=True):
             where = f"column {column.name!r} of {table.name!r}"
             if column.type.is_scalar:
-                encoded[column.name] = encode_column(column.type, values, where, first_row=first_row)
+                encoded[column.name] = self._scalar_column(column.type, values, where, first_row)
             elif column.type.is_vector:
                 encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
             else:
@@ -239,10 +239,21 @@ class Writer:
         encoded, staged, kept = self._stage_columns(table, encoded, blobs, count)
         if not encoded:
             raise InputError(f"rows for {table.name!r} that name no column; give a column of each row, None for NULL")
-        inserts.insert_columns(self._catalog, self._target(table.name), encoded)
+        self._insert_rows(table, encoded)
         if staged is not None:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
-            self._shards.write(staged, _documents(table, {**encoded, **filled}, kept), behind=True)
+            documents = _documents(table, self._documented(table, {**encoded, **filled}), kept)
+            self._shards.write(staged, documents, behind=True)
+
+    def _scalar_column(self, kind: ColumnType, values: Any, where: str, first_row: int) -> Sequence[Any]:
+        return encode_column(kind, values, where, first_row=first_row)
+
+    def _insert_rows(self, table: Table, encoded: Mapping[str, Sequence[Any]]) -> None:
+        inserts.insert_columns(self._catalog, self._target(table.name), encoded)
+
+    def _documented(self, _table: Table, columns: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """The columns as a sample's document has them."""
+        return columns
 
     def settle(self) -> None:
         """Waits until the bytes of ``insert_columns`` are the system's: from then on the values may change."""
@@ -344,7 +355,7 @@ def _column(table: Table, name: object) -> Column:
     return column
 
 
-def _sample(bound: Bound, column: str) -> _Sample:
+def sample_of(bound: Bound, column: str) -> _Sample:
     """The sample that the next value of this column belongs to: a column's second value begins a second row."""
     if not bound.samples or column in bound.samples[-1].columns:
         bound.samples.append(_Sample())

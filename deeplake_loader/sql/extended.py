@@ -21,14 +21,14 @@ def extended(sql: str, expressions: Mapping[str, str]) -> str:
     """
     if not expressions:
         return sql
-    place = _before_from(sql)
+    place = before_from(sql)
     for name, text in expressions.items():
         _check(name, text)
     added = "".join(f', ({text.strip()}) AS "{name}"' for name, text in expressions.items())
     return f"{sql[:place].rstrip()}{added} {sql[place:]}"
 
 
-def _before_from(sql: str) -> int:
+def before_from(sql: str) -> int:
     """Where the outermost FROM stands."""
     reading = read(sql)
     statement = parse(reading)

@@ -16,6 +16,7 @@ from deeplake_loader.types import ColumnType, Table, VectorIndex
 
 Kind = Literal[
     "select", "insert", "update", "delete", "create_table", "create_index", "drop_table", "drop_index", "alter_table",
+    "other",
 ]  # fmt: skip
 Style = Literal["none", "positional", "named"]
 Metric = Literal["cosine", "l2", "inner"]
