@@ -26,7 +26,9 @@ from deeplake_loader.catalog import Location
 from deeplake_loader.codecs.sparse import SparseFile
 from deeplake_loader.errors import CorruptionError, DeeplakeError, NotFoundError, StoreError
 from deeplake_loader.extents import Extents
+from deeplake_loader.fetching import Fetching, RemoteFile, Wanted
 from deeplake_loader.sqlite_catalog import FileLocation
+from deeplake_loader.storage.traffic import Traffic
 from deeplake_loader.store import Root
 from deeplake_loader.vectors import Vectors
 
@@ -92,12 +94,36 @@ class Reader:
         self._threads = threads
         self._lock = threading.Lock()  # of files and buffers; never held while bytes are read
         self._vector_lock = threading.Lock()
-        self._files = _Files(max_files)
+        self._fetching = Fetching()
+        self._files = _Files(max_files, self._catalog.root)
         self._buffers = _Buffers(max_spare)
 
     def resolve(self, addresses: Indices) -> Extents:
         """Where the blobs of these addresses lie now."""
         return self._blobs.resolve(addresses)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process asked of the storages that were read."""
+        return self._fetching.traffic
+
+    def expect(self, extents: Extents) -> bool:
+        """Takes note that all of these will be read; whether any of them is remote, so that `prefetch` may help."""
+        self._fetching.expect(extents, self._catalog.root)
+        return any("://" in path for path in extents.paths)
+
+    def prefetch(self, wanted: Sequence[tuple[Extents, Indices]]) -> None:
+        """Brings what is remote of these rows into the cache, where there is room."""
+        found = []
+        for extents, rows in wanted:
+            file = extents.file[rows]
+            for number in np.unique(file[(file >= 0) & (extents.offset[rows] >= 0)]).tolist():
+                if "://" in extents.paths[number]:
+                    chosen = rows[(file == number) & (extents.check[rows] >= 0) & (extents.offset[rows] >= 0)]
+                    starts = extents.offset[chosen]
+                    remote = RemoteFile(extents.paths[number], self._catalog.root)
+                    found.append(Wanted(remote, chosen, starts, starts + extents.length[chosen]))
+        self._fetching.make_present([one for one in found if len(one.places)], _ignored, keep_only=True)
 
     def infos(self, addresses: Indices) -> list[str | None]:
         """The media facts of these addresses, as JSON."""
@@ -229,9 +255,18 @@ class Reader:
     def _call_group(self, pieces: _Pieces, needed: npt.NDArray[np.int32], batch: _Batch) -> npt.NDArray[np.int32]:
         with self._lock:
             held = [self._files.open(number) for number in needed.tolist()]  # which keeps them open for the call
+        owner = np.searchsorted(needed, pieces.file)
+        passed: list[tuple[int, memoryview]] = []
+        if self._files.remote:
+            wanted = [
+                Wanted(file, chosen, pieces.offset[chosen], pieces.offset[chosen] + pieces.length[chosen])
+                for number, file in enumerate(held)
+                if isinstance(file, RemoteFile) and len(chosen := np.flatnonzero(owner == number))
+            ]
+            self._fetching.make_present(wanted, lambda i, body: passed.append((i, body)))
         fds = np.array([file.fd for file in held], np.int32)
         found = kernels.read_batch(
-            fds[np.searchsorted(needed, pieces.file)].data,
+            fds[owner].data,
             pieces.offset.data,
             pieces.length.data,
             pieces.check.data,
@@ -239,7 +274,14 @@ class Reader:
             pieces.place.data,
             self._threads,
         )
-        return np.frombuffer(found, np.int32)
+        status = np.frombuffer(found, np.int32)
+        if passed:
+            status = status.copy()
+            for i, body in passed:  # over what was read in its place from a copy that has it not
+                start = int(pieces.place[i])
+                batch.data[start : start + len(body)] = body
+                status[i] = kernels.crc32c(body) != pieces.check[i]
+        return status
 
     def close(self) -> None:
         """Closes files and catalog."""
@@ -318,11 +360,11 @@ class _File:
 
 
 class _Files:
-    """Shards by number, the least recently used let go of first."""
+    """Shards by number, the least recently used let go of first; ``remote``: whether any of them is."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._open: OrderedDict[int, _File] = OrderedDict()
+    def __init__(self, limit: int, root: Root) -> None:
+        self.limit, self.remote, self._root = limit, False, root
+        self._open: OrderedDict[int, _File | RemoteFile] = OrderedDict()
         self._paths: list[str] = []
         self._numbers: dict[str, int] = {}
         self._known: dict[int, tuple[tuple[str, ...], npt.NDArray[np.int32]]] = {}  # by id: hashing long tuples costs
@@ -336,24 +378,36 @@ class _Files:
             if path not in self._numbers:
                 self._numbers[path] = len(self._paths)
                 self._paths.append(path)
+                self.remote = self.remote or "://" in path
         numbers = np.array([*(self._numbers[p] for p in paths), -1], np.int32)  # -1, which NULL has, is last
         self._known[id(paths)] = paths, numbers
         return numbers
 
-    def open(self, number: int) -> _File:
+    def open(self, number: int) -> _File | RemoteFile:
         file = self._open.get(number)
         if file is not None:
             self._open.move_to_end(number)
+            if self.remote and isinstance(file, RemoteFile):
+                file.open()
             return file
         while len(self._open) >= self.limit:
             self._open.popitem(last=False)
-        file = _File(self._paths[number])
+        path = self._paths[number]
+        if "://" in path:
+            remote = self._open[number] = RemoteFile(path, self._root)
+            remote.open()
+            return remote
+        file = _File(path)
         if file.fd >= 0:
             self._open[number] = file
         return file
 
     def close(self) -> None:
         self._open.clear()
+
+
+def _ignored(place: int, body: memoryview) -> None:
+    """Prefetching gives nothing to anybody."""
 
 
 class _Lease(np.ndarray[Any, np.dtype[np.uint8]]):

@@ -51,6 +51,7 @@ RANKS = {
     "vectors": 4,
     "sql": 4,
     "order": 5,
+    "fetching": 3,
     "reader": 5,
     "decode": 5,
     "writing": 5,

@@ -133,8 +133,11 @@ class Mirror:
         path = self.path(name)
         return not os.path.exists(path + ".map") and os.path.exists(path)
 
-    def fetch(self, wanted: Mapping[str, Spans], expected: Expected | None = None) -> Fetched:
-        """Makes these ranges present in their copies, every missing one fetched at the same time.
+    def fetch(
+        self, wanted: Mapping[str, Spans], expected: Expected | None = None, *, keep_only: bool = False
+    ) -> Fetched:
+        """Makes these ranges present in their copies, every missing one fetched at the same time; ``keep_only``: those
+        for which there is no room are not fetched.
 
         Raises:
             NotFoundError: an object is gone. CorruptionError: one ends earlier. StoreError: the storage is out of
@@ -145,7 +148,7 @@ class Mirror:
         for name, spans in wanted.items():
             copy = self.copy(name)
             if copy is None:
-                if not self.is_ours(name):
+                if not keep_only and not self.is_ours(name):
                     self._pass(name, spans, fetched)
                 continue
             copy.use(spans)
@@ -155,7 +158,7 @@ class Mirror:
             else:
                 missing.append((name, copy, pages.tolist()))
         if missing:
-            self._fill(missing, wanted, fetched)
+            self._fill(missing, {} if keep_only else wanted, fetched)
         return fetched
 
     def _fill(
@@ -170,7 +173,7 @@ class Mirror:
             if isinstance(error, StoreError):
                 raise
             for name, _, _ in missing:  # the cache's folder cannot be written
-                self._pass(name, wanted[name], fetched)
+                self._pass(name, wanted.get(name), fetched)
 
     def _fill_locked(
         self, missing: Sequence[tuple[str, Copy, list[int]]], wanted: Mapping[str, Spans], fetched: Fetched
@@ -183,7 +186,7 @@ class Mirror:
             if not len(absent):
                 continue
             if not self.cache.make_room(len(absent) * PAGE):
-                self._pass(name, wanted[name], fetched)
+                self._pass(name, wanted.get(name), fetched)
                 continue
             promised += len(absent) * PAGE
             found = runs(absent, copy.size, gap=_GAP)
@@ -211,8 +214,10 @@ class Mirror:
         if refused:
             self.cache.forget(sum(refused))
 
-    def _pass(self, name: str, spans: Spans, fetched: Fetched) -> None:
+    def _pass(self, name: str, spans: Spans | None, fetched: Fetched) -> None:
         """Reads exactly these bytes past the cache."""
+        if spans is None:  # kept, or not at all
+            return
         merged: list[Span] = []
         for start, stop in sorted(spans.tolist()):
             if merged and start - merged[-1][1] <= _PASSED_GAP:
