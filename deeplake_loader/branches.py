@@ -33,8 +33,8 @@ _COLUMNS = "id, name, head, created_at"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What PostgreSQL's rows are told apart by: changes that ``snapshot`` (a pg_snapshot) sees, and those of transaction
-    ``xid`` up to the commit that it closed as number ``step``."""
+    """A moment of a PostgreSQL database: changes that ``snapshot`` (a pg_snapshot) sees, and those of transaction ``xid``
+    up to the commit that it closed as number ``step``."""
 
     snapshot: str
     xid: str
@@ -215,6 +215,14 @@ class Branches:
             return Point(branch, head + 1)  # another tool's changes that no commit has numbered yet
         return Point(branch, head)
 
+    def now(self, branch: int) -> Point:
+        """The branch's state now, what the open transaction did included; sealed for nobody else to build on."""
+        return Point(branch, self._catalog.head() + 1)
+
+    def reaches(self, point: Point) -> bool:
+        """Whether the history is kept that tells the rows at a point."""
+        return min(point.seq, self.fork_at(point.branch, point.seq)) >= int(self._catalog.meta(HISTORY_FROM) or 0)
+
     def resolve(self, ref: str | dt.datetime | Point, *, branch: int = MAIN) -> Point:
         """The point that a branch's or tag's name, a commit's id (or its first 7 digits) or a time on ``branch`` means.
 
@@ -253,7 +261,7 @@ class Branches:
         oldest, branch = int(self._catalog.meta(HISTORY_FROM) or 0), self.by_id(point.branch)
         if self._first(point.branch)[1] > point.seq:
             raise NotFoundError(f"branch {branch.name!r} was not there at commit {point.seq}")
-        if min(point.seq, self.fork_at(point.branch, point.seq)) < oldest:
+        if not self.reaches(point):
             raise NotFoundError(f"commit {point.seq} is older than the history that is kept, which begins at {oldest}")
         if branch.head == 0:
             raise NotFoundError(f"branch {branch.name!r} was deleted, and optimize has forgotten its rows")

@@ -91,11 +91,37 @@ class PostgresHistory:
             self._catalog.fetchone("SELECT _dl_show(?, ?)", (branch, table))
 
     def rebuild(self, table: str) -> None:
+        self.aside(table)
         self._catalog.fetchone("SELECT _dl_follow(?, ?, 1)", (self._catalog.address.schema, table))
+        live = self._live()
         for branch in self.holders(table):
-            self._catalog.fetchone("SELECT _dl_watch(?, ?)", (branch, table))
-        for branch in self._live():
+            self._catalog.fetchone("SELECT _dl_remake(?, ?)", (branch, table))
+            if branch in live:
+                self._catalog.fetchone("SELECT _dl_watch(?, ?)", (branch, table))
+            else:
+                own = overlay_name(branch, table)
+                schema = bookkeeping_schema(self._catalog.address.schema)
+                self._catalog.fetchone("SELECT _dl_follow(?, ?, ?)", (schema, own, branch))
+        for branch in live:
             self._catalog.fetchone("SELECT _dl_show(?, ?)", (branch, table))
+            self._refuse_duplicates(table, branch)
+
+    def _refuse_duplicates(self, table: str, branch: int) -> None:
+        """A unique index holds on every branch or is not made."""
+        shape, view = self.shape(table), self.real(f"{RESERVED_PREFIX}v{branch}_{table}")
+        if table not in self.branches.overlays(branch):
+            return
+        for terms in shape.uniques[1:]:
+            listed = ", ".join(t.expression for t in terms)
+            given = " AND ".join(f"({t.expression}) IS NOT NULL" for t in terms)
+            query = f"SELECT 1 FROM {view} WHERE {given} GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
+            if self._catalog.fetchone(query):
+                raise ConstraintError(
+                    f"a unique index on ({listed}) cannot be made: on branch {self.branches.by_id(branch).name!r} rows "
+                    f"of {table!r} have equal values; change them there, or delete the branch",
+                    constraint="UNIQUE",
+                    table=table,
+                )
 
     def aside(self, table: str) -> None:
         """Take a table's views away, which a change of its columns would break; `rebuild` makes them anew."""
@@ -109,7 +135,7 @@ class PostgresHistory:
         names = f"{quote_identifier(old)} TO {quote_identifier(new)}"
         reals = [log_name(table)]
         for branch in self.holders(table):
-            reals.append(log_name(overlay_name(branch, table)))
+            reals += [overlay_name(branch, table), log_name(overlay_name(branch, table))]
             if old in self.shape(shadow_name(branch, table)).key:
                 reals.append(shadow_name(branch, table))
         for name in reals:
@@ -126,9 +152,15 @@ class PostgresHistory:
         rows = self._catalog.fetchall("SELECT branch FROM _dl_overlays WHERE table_name = ? ORDER BY branch", (table,))
         return [branch for (branch,) in rows]
 
-    def overlays(self, table: str) -> list[str]:
-        """The overlays of a table, as SQL names them: what a change of the table is repeated on."""
-        return [self.real(overlay_name(branch, table)) for branch in self.holders(table)]
+    def refuse_loss(self, table: str, condition: str, what: str, deed: str) -> None:
+        """InputError where a branch or a tag has rows that meet a condition."""
+        points = [("branch", b.name, self.branches.present(b.id)) for b in self.branches.all() if b.id != MAIN]
+        points += [("tag", tag.name, self.branches.resolve(tag.name)) for tag in self.branches.tags()]
+        for kind, name, point in points:
+            rows, params = self.select(table, point)
+            if self._catalog.fetchone(f"SELECT 1 FROM ({rows}) r WHERE {condition} LIMIT 1", params):
+                remedy = "delete the branch" if kind == "branch" else "untag it"
+                raise InputError(f"{kind} {name!r} still holds {what}: {remedy} first, then {deed}")
 
     def _live(self) -> list[int]:
         return [branch.id for branch in self.branches.all() if branch.id != MAIN]
@@ -152,6 +184,10 @@ class PostgresHistory:
         schema = bookkeeping_schema(self._catalog.address.schema)
         values = (table, schema, overlay_name(point.branch, table), *_values(self.branches.state(point)))
         return self._catalog.fetchone("SELECT _dl_asof(?, ?, ?, ?, ?, ?, false, NULL)", values)[0], ()
+
+    def held(self, point: Point, row: str) -> str:
+        """That a log's or a shadow's row belongs to a point."""
+        return seen(self.branches.state(point), row)
 
     def candidate_keys(self, table: str, points: Sequence[Point]) -> Query:
         key = quote_identifiers(self.shape(table).key)
@@ -200,18 +236,22 @@ class PostgresBranches(Branches):
 
     def _fork(self, point: Point) -> int:
         state = self.state(point)
-        query = (
-            "SELECT main_seq FROM _dl_forks WHERE branch = ? AND (seq = 0 OR pg_visible_in_snapshot(xid, ?::pg_snapshot)"
-            " OR (xid = ?::xid8 AND step <= ?)) ORDER BY seq DESC LIMIT 1"
-        )
+        query = f"SELECT main_seq FROM _dl_forks c WHERE branch = ? AND (seq = 0 OR {_HELD}) ORDER BY seq DESC LIMIT 1"
         row = self._catalog.fetchone(query, (point.branch, *_values(state)))
         if row is None:
             raise NotFoundError(f"branch number {point.branch} was not there at commit {point.seq}")
         return int(row[0])
 
+    def now(self, branch: int) -> Point:
+        return Point(branch, self._catalog.head(), State(*self._catalog.fetchone(_NOW)))
+
+    def reaches(self, point: Point) -> bool:
+        oldest = int(self._catalog.meta(HISTORY_FROM) or 0)
+        return not oldest or self._holds(Point(MAIN, 0, self.fork_state(point)), oldest)
+
     def present(self, branch: int) -> Point:
         if not self._catalog.in_transaction:
-            return Point(branch, self._catalog.head(), State(*self._catalog.fetchone(_NOW)))
+            return self.now(branch)
         # what this transaction has changed on the branch becomes a commit; else the state only gets a number
         return Point(branch, self._catalog.seal(branch if self._has_own_changes(branch) else 0))
 
@@ -224,7 +264,7 @@ class PostgresBranches(Branches):
         oldest, branch = int(self._catalog.meta(HISTORY_FROM) or 0), self.by_id(point.branch)
         if not self._holds(point, self._first(point.branch)[1]):
             raise NotFoundError(f"branch {branch.name!r} was not there at commit {point.seq}")
-        if oldest and not self._holds(Point(MAIN, 0, self.fork_state(point)), oldest):
+        if not self.reaches(point):
             raise NotFoundError(f"commit {point.seq} is older than the history that is kept, which begins at {oldest}")
         if branch.head == 0:
             raise NotFoundError(f"branch {branch.name!r} was deleted, and optimize has forgotten its rows")

@@ -6,8 +6,8 @@ A branch is a schema of views, one per table, that read
 
 The view of a table is ``_dl_v<branch>_<table>`` in the bookkeeping's schema; the one of the user's name, in the
 branch's schema, only selects from it. The two are needed because a first write by psql makes the overlay while its
-statement holds the outer view open, and PostgreSQL replaces no view that is open. ``_dl_f<branch>_<table>`` are the rows
-that are still main's, ``_dl_s<branch>_<table>`` the keys taken over (with the transaction that did), and
+statement holds the outer view open, and PostgreSQL replaces no view that is open. ``_dl_f<branch>_<table>`` are the
+rows that are still main's, ``_dl_s<branch>_<table>`` the keys taken over (with the transaction that did), and
 ``_dl_b<branch>_<table>`` the overlay.
 """
 
@@ -48,7 +48,8 @@ BEGIN
     'SELECT %s FROM %s l WHERE %s AND l._dl_op <> ''I'' AND NOT EXISTS (SELECT 1 FROM %s e WHERE %s AND %s '
     'AND e._dl_n < l._dl_n)%s',
     @b@._dl_listed('t.', CASE WHEN computed THEN @b@._dl_every_column(main) ELSE @b@._dl_columns(main) END),
-    place, @b@._dl_physical(named), log, @b@._dl_same('l', 't', key), @b@._dl_after('l', s, x, k), replace(shown, '<row>', 't'),
+    place, @b@._dl_physical(named), log, @b@._dl_same('l', 't', key), @b@._dl_after('l', s, x, k),
+    replace(shown, '<row>', 't'),
     @b@._dl_images(main, 'l', computed), log, @b@._dl_after('l', s, x, k), log, @b@._dl_same('e', 'l', key),
     @b@._dl_after('e', s, x, k), replace(shown, '<row>', 'l'));
 END $$;
@@ -103,7 +104,8 @@ END $show$;
 CREATE FUNCTION @b@._dl_defaults(rel regclass) RETURNS TABLE (name text, expression text) LANGUAGE sql STABLE
   SET search_path = @path@ AS $$
   SELECT a.attname::text, CASE WHEN a.attidentity <> ''
-    THEN format('nextval(%L::regclass)', pg_get_serial_sequence(rel::text, a.attname)) ELSE pg_get_expr(d.adbin, rel) END
+    THEN format('nextval(%L::regclass)', pg_get_serial_sequence(rel::text, a.attname))
+    ELSE pg_get_expr(d.adbin, rel) END
   FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = rel AND d.adnum = a.attnum
   WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
     AND (a.attidentity <> '' OR d.adbin IS NOT NULL)
@@ -160,10 +162,29 @@ BEGIN
   FOR name, expression IN SELECT * FROM @b@._dl_defaults(main) LOOP
     EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', overlay, name, expression);
   END LOOP;
-  EXECUTE format('CREATE TABLE %s (%s, _dl_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), _dl_step integer NOT NULL '
-    'DEFAULT @b@._dl_step(), PRIMARY KEY (%s))', shadow,
+  EXECUTE format('CREATE TABLE IF NOT EXISTS %s (%s, _dl_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), '
+    '_dl_step integer NOT NULL DEFAULT @b@._dl_step(), PRIMARY KEY (%s))', shadow,
     (SELECT string_agg(@b@._dl_declared(main, c, false), ', ') FROM unnest(key) c), @b@._dl_listed('', key));
-  INSERT INTO @b@._dl_overlays (branch, table_name) VALUES (number, tbl);
+  INSERT INTO @b@._dl_overlays (branch, table_name) VALUES (number, tbl) ON CONFLICT DO NOTHING;
+END $$;
+
+CREATE FUNCTION @b@._dl_remake(number bigint, tbl text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = @path@ AS $$
+-- the overlay anew, as main's table is now, with the rows that it had; its views were taken away before
+DECLARE
+  main regclass := format('%I.%I', @ml@, tbl)::regclass;
+  former text := @b@._dl_ours('o', number, tbl);
+  kept text[];
+BEGIN
+  EXECUTE format('ALTER TABLE %s RENAME TO %I', @b@._dl_ours('b', number, tbl),
+    @b@._dl_physical('_dl_o' || number || '_' || tbl));
+  PERFORM @b@._dl_make_overlay(number, tbl);
+  SELECT array_agg(c) INTO kept FROM unnest(@b@._dl_columns(main)) c
+    WHERE c = ANY (@b@._dl_columns(former::regclass));
+  EXECUTE format('INSERT INTO %s (%s) SELECT %s FROM %s', @b@._dl_ours('b', number, tbl), @b@._dl_listed('', kept),
+    (SELECT string_agg(format('%I::%s', c, format_type(a.atttypid, a.atttypmod)), ', ') FROM unnest(kept) c
+      JOIN pg_attribute a ON a.attrelid = main AND a.attname = c), former);
+  EXECUTE format('DROP TABLE %s', former);
 END $$;
 
 CREATE FUNCTION @b@._dl_watch(number bigint, tbl text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
@@ -212,7 +233,8 @@ DECLARE
   quiet text := 'current_setting(''deeplake.copying'', true) IS DISTINCT FROM ''1''';
 BEGIN
   SELECT string_agg(format('SELECT %s FROM %s x WHERE %s', @b@._dl_listed('x.', key), @b@._dl_ours('f', number, tbl),
-    @b@._dl_clash(main, i.indexrelid)), ' UNION ') INTO chosen FROM pg_index i WHERE i.indrelid = main AND i.indisunique;
+    @b@._dl_clash(main, i.indexrelid)), ' UNION ') INTO chosen
+    FROM pg_index i WHERE i.indrelid = main AND i.indisunique;
   EXECUTE format('CREATE OR REPLACE TRIGGER _dl_unique_insert BEFORE INSERT ON %s FOR EACH ROW WHEN (%s%s) '
     'EXECUTE FUNCTION @b@._dl_make_room(%L)', @b@._dl_ours('b', number, tbl), quiet,
     @b@._dl_new_keys(main, tbl), @b@._dl_take(number, tbl, chosen));

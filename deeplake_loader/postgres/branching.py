@@ -1,0 +1,288 @@
+"""Which branch or point a handle shows, and its writes there.
+
+A branch is shown by the search path: its schema of views comes before main's. A point of history is shown by TEMP views
+of the tables' names, which come before everything. Writes of this package go to the overlay itself, so that upserts,
+row counts and constraints are the database's own:
+
+    UPDATE t SET ... WHERE w      main's rows among SELECT key FROM t WHERE w are taken over;
+                                  then UPDATE <overlay> AS t SET ... WHERE w
+
+What cannot be put so (MERGE, changes inside WITH, volatile conditions) runs on the view as psql would run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader.branches import MAIN, Branch, Point, overlay_name, shadow_name
+from deeplake_loader.catalog import Participant
+from deeplake_loader.errors import LockedError, NotFoundError
+from deeplake_loader.postgres import rewriting
+from deeplake_loader.postgres.names import physical
+from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from deeplake_loader.postgres.catalog import PostgresCatalog
+    from deeplake_loader.postgres.history import PostgresHistory
+    from deeplake_loader.sql.plan import Plan
+
+_RESERVED_PLACES = ("public", "information_schema", "pg_", RESERVED_PREFIX)
+
+
+class PostgresViews(Participant):
+    """What one handle shows; see `views.Views`."""
+
+    def __init__(self, catalog: PostgresCatalog, history: PostgresHistory) -> None:
+        self._catalog, self._history = catalog, history
+        self.branch, self.fixed = MAIN, False
+        self._point = Point(MAIN, 0)
+        self._texts: list[str] = []
+        self._committed = self._shown()
+        catalog.participants.append(self)
+
+    @property
+    def on_main(self) -> bool:
+        """Whether the tables themselves are what is shown."""
+        return self.branch == MAIN and not self.fixed
+
+    @property
+    def point(self) -> tuple[int, bool, int]:
+        """What is shown: the branch, whether as of a fixed commit, and which."""
+        return self.branch, self.fixed, self._point.seq
+
+    def _shown(self) -> tuple[int, bool]:
+        return self.branch, self.fixed
+
+    def show(self, branch: int) -> None:
+        """Show a branch as it is from now on."""
+        self._go(branch)
+        if not self._catalog.in_transaction:
+            self._committed = self._shown()
+
+    def _go(self, branch: int) -> None:
+        path = () if branch == MAIN else (self._history.branches.place(branch),)
+        self.branch = self._catalog.branch = branch
+        self._catalog.set_path(*path)
+
+    def show_point(self, point: Point) -> None:
+        """Show a point of history, which never changes, on a handle that shows nothing else from now on."""
+        self.branch, self.fixed, self._point = point.branch, True, point
+        self._catalog.branch = point.branch
+        self._committed = self._shown()
+        for table in self._catalog.tables().values():
+            rows, _ = self._history.select(table.name, point)
+            names = quote_identifiers(c.name for c in self._history.shape(table.name).columns)
+            name = quote_identifier(table.name)
+            self._texts.append(f"CREATE TEMP VIEW {name} ({names}) AS {rows}")
+        self._catalog.add_hook(self._make)
+
+    def _make(self, connection: Any) -> None:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION READ WRITE")  # a read-only handle may write nothing but these
+            for text in self._texts:
+                connection.execute(text)
+
+    @contextmanager
+    def showing(self, branch: int) -> Iterator[None]:
+        """Show a branch for the length of a block."""
+        before = self.branch
+        if before == branch and not self.fixed:
+            yield
+            return
+        self._go(branch)
+        try:
+            yield
+        finally:
+            self._go(before)
+
+    def refresh(self, _tables: Iterable[str]) -> None:
+        """Make sure that the branch's views are where this handle looks for them: inside the block that reads them,
+        until whose end nobody renames or deletes the branch."""
+        if self.fixed or self.branch == MAIN:
+            return
+        row = self._catalog.fetchone(
+            "SELECT b.place, b.deleted_at IS NULL, to_regnamespace(quote_ident(b.place)) IS NOT NULL, b.name "
+            "FROM pg_advisory_xact_lock_shared(?, ?) l, _dl_branches b WHERE b.id = ?",
+            (*lock_of(self._catalog), self.branch),
+        )
+        if not row[1]:
+            raise NotFoundError(f"the branch {row[3].rpartition('~')[0]!r} was deleted; check another one out")
+        if not row[2]:
+            raise LockedError(f"the branch {row[3]!r} was renamed just now; run the statement again")
+        if self._catalog.path != (row[0],):
+            self._catalog.set_path(row[0])
+
+    def has_overlay(self, table: str) -> bool:
+        """Whether the branch has rows of its own."""
+        return self.branch != MAIN and table in self._history.branches.overlays(self.branch)
+
+    def in_parts(self, _table: str) -> bool:
+        """PostgreSQL's planner reads the parts of a view itself."""
+        return False
+
+    def clear(self) -> None:
+        """The views are the database's, and follow every change of a table with it."""
+
+    # -- taking part in transactions -------------------------------------------------------------------------------
+
+    def savepoint(self) -> tuple[int, bool]:
+        return self._shown()
+
+    def rollback_to(self, token: object) -> None:
+        if isinstance(token, tuple) and not self.fixed:
+            self._go(token[0])
+
+    def committed(self) -> None:
+        self._committed = self._shown()
+
+    def rolled_back(self) -> None:
+        if self._shown() != self._committed:
+            self._go(self._committed[0])
+
+    def forked(self) -> None:
+        """The child's own connection gets the same search path."""
+
+
+def lock_of(catalog: PostgresCatalog) -> tuple[int, int]:
+    """The advisory lock that a branch's readers share and that a rename or a deletion has alone."""
+    return catalog.branch, 7_340_033
+
+
+class PostgresBranchWriter:
+    """Writes on the branch that a handle shows; main needs no preparation. See `overlays.BranchWriter`."""
+
+    def __init__(self, catalog: PostgresCatalog, views: PostgresViews, history: PostgresHistory) -> None:
+        self._catalog, self._views, self._history = catalog, views, history
+        self._open: set[tuple[int, str]] = set()
+
+    def target(self, table: str) -> str:
+        """The real table that a statement on ``table`` writes, as SQL names it."""
+        return self._history.real(table if self._views.on_main else overlay_name(self._views.branch, table))
+
+    def ensure(self, branch: int, table: str) -> str:
+        """The branch's overlay of a table, made if this is its first write there; main's is the table itself."""
+        if branch == MAIN:
+            return table
+        self._catalog.fetchone("SELECT _dl_open(?, ?)", (branch, table))
+        return physical(overlay_name(branch, table))
+
+    def copy_up(
+        self, branch: int, table: str, keys_sql: str, params: Sequence[Any] = (), *, user_sql: str | None = None
+    ) -> None:
+        """Take over main's rows among the keys that a query gives, with ``?`` for its values (`ensure` ran before)."""
+        self._catalog.execute(self._taking(branch, table, keys_sql), params, user_sql=user_sql)
+
+    def _taking(self, branch: int, table: str, keys_sql: str) -> str:
+        """One statement that takes over the keys of a SELECT; what it brings needs no looking after."""
+        shape, real = self._history.shape(table), self._history.real
+        key, same = (
+            quote_identifiers(shape.key),
+            " AND ".join(f"f.{k} = k.{k}" for k in map(quote_identifier, shape.key)),
+        )
+        free = real(f"{RESERVED_PREFIX}f{branch}_{table}")
+        row = f"({key})" if len(shape.key) > 1 else key
+        return (
+            f"WITH q AS MATERIALIZED (SELECT set_config('deeplake.copying', '1', true)), "
+            f"k AS (INSERT INTO {real(shadow_name(branch, table))} ({key}) SELECT {key} FROM {free} "
+            f"WHERE (SELECT count(*) FROM q) = 1 AND {row} IN ({keys_sql}) ON CONFLICT DO NOTHING RETURNING {key}) "
+            f"INSERT INTO {real(overlay_name(branch, table))} ({shape.names}) "
+            f"SELECT {shape.names_of('f')} FROM {free} f JOIN k ON {same}"
+        )
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    def prepare(self, plan: Plan, text: str, values: Sequence[Any], run: Callable[[str, Sequence[Any]], Any]) -> str:
+        """The text of a change with ``$1``, ``$2`` as it is to be run on the branch, whose overlay is ready for it.
+
+        Args:
+            run: runs a statement of such text with its values.
+        """
+        table = self._catalog.table(plan.target or "")
+        if self._views.on_main or table is None or plan.kind not in ("insert", "update", "delete"):
+            return text
+        found = rewriting.change_of(text, table.name)
+        if found is None:
+            return text
+        branch = self._views.branch
+        self.ensure(branch, table.name)
+        if found.chosen is not None:
+            key = [quote_identifier(k) for k in self._history.shape(table.name).key]
+            keys, used = found.keys(key)
+            run(self._taking(branch, table.name, keys), [values[i] for i in used])
+            self._catalog.execute("SELECT set_config('deeplake.copying', '', true)")
+        return found.on(self.target(table.name))
+
+    def raise_ids(self, _table: str) -> None:
+        """Nothing to do: main and every branch draw their ids from one sequence."""
+
+    return_ids = raise_ids
+
+    # -- a branch's beginning and end ------------------------------------------------------------------------------
+
+    def created(self, start: Point, made: Branch) -> None:
+        """The branch's schema and its views; what its parent had where it starts is copied (caller's transaction)."""
+        tables = [table.name for table in self._catalog.tables().values()]
+        self._catalog.fetchone("SELECT _dl_place(?, ?, ?)", (made.id, self._free_place(made), tables))
+        if start.branch == MAIN:
+            return
+        for table in self._history.branches.overlays(start.branch):
+            self._copy(start, made.id, table)
+
+    def _copy(self, start: Point, child: int, table: str) -> None:
+        shape, real = self._history.shape(table), self._history.real
+        self._catalog.fetchone("SELECT _dl_make_overlay(?, ?)", (child, table))
+        rows, params = self._history.own(table, start)
+        self._catalog.execute(f"INSERT INTO {real(overlay_name(child, table))} ({shape.names}) {rows}", params)
+        held = self._history.held(start, "s")
+        key = quote_identifiers(shape.key)
+        self._catalog.execute(  # it has no past of its own: whatever state is asked for, these keys are taken over
+            f"INSERT INTO {real(shadow_name(child, table))} ({key}, _dl_xid) SELECT {key}, '1'::xid8 "
+            f"FROM {real(shadow_name(start.branch, table))} s WHERE {held}"
+        )
+        self._catalog.fetchone("SELECT _dl_watch(?, ?)", (child, table))
+
+    def _free_place(self, branch: Branch) -> str:
+        main = self._catalog.address.schema
+        wanted = branch.name if main == "public" else f"{main}@{branch.name}"
+        taken = "SELECT 1 FROM pg_namespace WHERE nspname = ?"
+        reserved = wanted.lower().startswith(_RESERVED_PLACES) or wanted == main
+        if reserved or len(wanted.encode()) > 63 or self._catalog.fetchone(taken, (wanted,)):
+            wanted = physical(f"{wanted}~{branch.id}")
+        self._catalog.execute("UPDATE _dl_branches SET place = ? WHERE id = ?", (wanted, branch.id))
+        return wanted
+
+    def renamed(self, before: Branch, after: Branch) -> None:
+        """Give the branch's schema its new name (caller's transaction)."""
+        self._alone(before.id)
+        old = self._history.branches.place(before.id)
+        new = self._free_place(after)
+        self._catalog.execute(f"ALTER SCHEMA {quote_identifier(old)} RENAME TO {quote_identifier(new)}")
+
+    def deleted(self, branch: Branch) -> None:
+        """Take the branch's schema away, its rows stay; what else lies in it is kept under another name."""
+        self._alone(branch.id)
+        place = self._catalog.fetchone("SELECT place FROM _dl_branches WHERE id = ?", (branch.id,))[0]
+        for table in self._catalog.tables().values():
+            self._catalog.fetchone("SELECT _dl_hide(?, ?)", (branch.id, table.name))
+        query = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ?"
+        schema = quote_identifier(place)
+        if self._catalog.fetchone(query, (place,))[0]:
+            left = quote_identifier(physical(f"{place}~{branch.id}"))
+            self._catalog.execute(f"ALTER SCHEMA {schema} RENAME TO {left}")
+        else:
+            self._catalog.execute(f"DROP SCHEMA {schema}")
+
+    def _alone(self, branch: int) -> None:
+        _, number = lock_of(self._catalog)
+        self._catalog.fetchone("SELECT pg_advisory_xact_lock(?, ?)", (branch, number))
+
+
+class PostgresReferences:
+    """Foreign keys of a branch are checked by triggers on its overlays, so there is nothing to settle from here."""
+
+    def settle(self, table: str) -> None:
+        """Nothing: the statement has already failed or done what its actions ask for."""
