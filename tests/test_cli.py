@@ -1,158 +1,301 @@
-"""The command line: what it prints, where errors go, and which codes it ends with."""
+"""The command line as a whole: help, examples, exit codes, errors in a line, pipes, Ctrl-C, store and branch."""
 
 from __future__ import annotations
 
 import ast
-import json
+import errno
 import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from cli_store import ROOT, WIDTH, build, ran, run, start
 
 import deeplake_loader as deeplake
-from deeplake_loader import cli
-from deeplake_loader.recall import measure
+from deeplake_loader import cli, errors
+from deeplake_loader.cli.codes import MEANINGS, Code, code_of
+from deeplake_loader.cli.program import HOMES, Verb
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS, WIDTH = 10_000, 16
+COMMANDS = sorted(HOMES)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Clustered vectors with lists."""
-    pytest.importorskip("faiss")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "store"
-    rng = np.random.default_rng(2)
-    centres = rng.standard_normal((50, WIDTH)) * 2
-    points = (centres[rng.integers(0, 50, ROWS)] + rng.standard_normal((ROWS, WIDTH))).astype(np.float32)
-    with deeplake.connect(folder) as db:
-        db.execute(f"CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR({WIDTH}), w VECTOR({WIDTH}))")
-        db.insert("t", {"v": points, "w": points})
-        assert db.create_index("t", "v", lists=50) == 0  # 640 KB rest in the catalog still
-        db.optimize()
-        db.execute("CREATE TABLE bare (id BIGINT PRIMARY KEY, v VECTOR(3))")
-    return str(folder)
+    build(folder)
+    return folder
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.program, arguments)
+@pytest.fixture(autouse=True)
+def nothing_checked_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("DEEPLAKE_STORE", raising=False)
+    monkeypatch.delenv("DEEPLAKE_BRANCH", raising=False)
+    yield
 
 
-def told(*arguments: str) -> dict[str, Any]:
-    done = run(*arguments, "--json")
+def command(name: str) -> Verb:
+    found = cli.program.get_command(None, name)
+    assert isinstance(found, Verb)
+    return found
+
+
+def examples(name: str) -> list[str]:
+    return re.split(r"\n(?=deeplake-loader|echo)", command(name).example)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_the_example_and_the_exit_codes(name: str) -> None:
+    text = run(None, name, "--help").stdout
+    assert run(None, name, "-h").stdout == text
+    for line in command(name).example.splitlines():
+        assert line.strip() in text
+    assert "Exit codes:" in text and re.search(r"^ *0 +done$", text, re.MULTILINE)
+    assert (re.search(r"^ *1 ", text, re.MULTILINE) is not None) == (command(name).no is not None)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_help_of_all_lists_every_command_and_every_exit_code() -> None:
+    text = run(None, "--help").stdout
+    table = text.split("Exit codes:")[1]
+    assert [int(line.split()[0]) for line in table.splitlines()[1:]] == [int(code) for code in Code]
+    assert set(MEANINGS) == set(Code)
+    assert set(re.findall(r"^  (\w+) ", text.split("Commands:")[1].split("Exit")[0], re.MULTILINE)) == set(COMMANDS)
+    assert run(None, "--version").stdout.split()[-1] == deeplake.__version__
+
+
+@pytest.mark.parametrize(("name", "example"), [(n, e) for n in COMMANDS for e in examples(n)])
+def test_every_example_runs(
+    name: str, example: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "recall":
+        pytest.importorskip("faiss")
+    shutil.copytree(store, tmp_path / "copy")
+    monkeypatch.setenv("DEEPLAKE_STORE", str(tmp_path / "copy"))
+    monkeypatch.chdir(tmp_path)
+    np.save("query.npy", np.ones(WIDTH, np.float32))
+    Path("changes.sql").write_text("UPDATE generations SET steps = 30; DELETE FROM generations WHERE id = 3;")
+    text, _, line = example.rpartition(" | ") if example.startswith("echo") else (None, "", example)
+    words = shlex.split(line.replace("\\\n", " "))
+    assert words[0] == "deeplake-loader" and words[1] == name
+    done = run(None, *words[1:], text=None if text is None else shlex.split(text)[1])
     assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
-def test_recall_is_that_of_the_lists_and_grows_with_them(store: str) -> None:
-    few, many = (told("recall", store, "t", "v", "--queries", "30", "--nprobe", n) for n in ("1", "15"))
-    assert few["recall"] < many["recall"] and many["recall"] > 0.9 and few["worst"] <= few["recall"]
-    assert few["examined"] < many["examined"] < ROWS and few["exact"] == many["exact"] == 0
-    assert (few["rows"], few["queries"], few["k"]) == (ROWS, 30, 10)
+def test_every_error_of_the_package_has_an_exit_code_of_its_own_kind() -> None:
+    def tree(kind: type[errors.DeeplakeError]) -> Iterator[type[errors.DeeplakeError]]:
+        for child in kind.__subclasses__():
+            if child.__module__.startswith("deeplake_loader"):
+                yield child
+                yield from tree(child)
 
-
-def test_a_scan_finds_everything_and_says_so(store: str) -> None:
-    found = told("recall", store, "t", "w", "--queries", "10")
-    assert found["recall"] == found["worst"] == 1 and found["exact"] == 10 and found["examined"] == ROWS
-    assert told("recall", store, "t", "v", "--queries", "5", "--metric", "l2")["exact"] == 5
-    assert "create_index" in run("recall", store, "t", "w", "--queries", "3").stdout
-
-
-def test_what_is_measured_is_what_a_loop_in_float64_measures(store: str) -> None:
-    with deeplake.connect(store, read_only=True) as db:
-        queries = db.vectors(np.array(db.execute("SELECT v FROM t ORDER BY id LIMIT 12").raw(0))) + np.float32(0.3)
-        points = np.stack([row.v.array() for row in db.execute("SELECT v FROM t ORDER BY id")]).astype(np.float64)
-        shares, examined = [], []
-        for query in queries:
-            found = db.search("t", "v", query, k=7, exact=False, nprobe=2)
-            scores = points @ query / np.linalg.norm(points, axis=1)
-            best = set((np.argsort(-scores)[:7] + 1).tolist())
-            shares.append(len(best & {row.id for row in found}) / 7)
-            examined.append(found.rows_examined)
-        report = measure(db, "t", "v", queries=queries, k=7, nprobe=2)
-    assert report.recall == pytest.approx(np.mean(shares)) and report.worst == pytest.approx(min(shares))
-    assert report.recall < 1 and report.examined == np.mean(examined)
-
-
-def test_queries_can_come_from_a_file(store: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "q.npy", np.eye(WIDTH, dtype=np.float32)[:5])
-    found = told("recall", store, "t", "v", "--queries-file", str(tmp_path / "q.npy"), "--aim", "1")
-    assert found["queries"] == found["exact"] == 5 and found["recall"] == 1
-    np.save(tmp_path / "flat.npy", np.zeros(5))
-    (tmp_path / "text.npy").write_text("no array")
-    np.save(tmp_path / "words.npy", np.array([["a"] * WIDTH]))
-    for name in ("flat", "text", "words"):
-        wrong = run("recall", store, "t", "v", "--queries-file", str(tmp_path / f"{name}.npy"))
-        assert wrong.exit_code == 2 and name in wrong.stderr
-
-
-def test_a_table_of_one_row_has_no_other_to_be_found(tmp_path: Path) -> None:
-    with deeplake.connect(tmp_path / "one") as db:
-        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(2))")
-        db.insert("t", {"v": [[1, 2]]})
-        assert measure(db, "t", "v").recall == measure(db, "t", "v", queries=np.ones((3, 2))).recall == 1
-    assert told("recall", str(tmp_path / "one"), "t", "v")["rows"] == 1
-
-
-@pytest.mark.parametrize("queries", [np.zeros((0, WIDTH)), np.zeros(WIDTH), np.array([["a"] * WIDTH]), 0])
-def test_queries_that_are_none_are_refused(store: str, queries: Any) -> None:
-    with deeplake.connect(store, read_only=True) as db, pytest.raises(deeplake.errors.InputError, match="expected"):
-        measure(db, "t", "v", queries=queries)
-
-
-def test_a_recall_below_the_wanted_one_is_exit_code_3(store: str) -> None:
-    done = run("recall", store, "t", "v", "--queries", "20", "--nprobe", "1", "--min-recall", "1")
-    assert done.exit_code == 3 and "larger --nprobe" in done.stderr and "recall@10" in done.stdout
-    assert run("recall", store, "t", "w", "--queries", "3", "--min-recall", "1").exit_code == 0
+    found = {kind.__name__: code_of(kind("said")) for kind in tree(errors.DeeplakeError)}
+    assert set(found.values()) <= set(Code) - {Code.DONE, Code.BUG, Code.INTERRUPTED, Code.PIPE}
+    wanted = {"SQLError": Code.USAGE, "NotFoundError": Code.MISSING, "ConstraintError": Code.CONSTRAINT,
+              "CorruptionError": Code.DAMAGED, "DecodeError": Code.DAMAGED, "StoreError": Code.STORE,
+              "LockedError": Code.LOCKED, "ConflictError": Code.NO}  # fmt: skip
+    assert wanted.items() <= found.items()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["no-such-folder", "t", "v"], "no store"), (["{store}", "nope", "v"], "tables: "),
-     (["{store}", "t", "id"], "VECTOR"),
-     (["{store}", "bare", "v"], "no vector")],
+    ("arguments", "code", "said"),
+    [(["head", "nope"], 3, "tables: generations"), (["sql", "SELEC 1"], 2, "SELEC"),
+     (["sql", "SELECT nope FROM generations"], 2, "(line 1, column 8)"),
+     (["sql", "INSERT INTO generations (id, prompt) VALUES (1, 'again')"], 4, "id"),
+     (["sql", "INSERT INTO generations (prompt, steps) VALUES ('x', -1)"], 4, "CHECK"),
+     (["--branch", "nope", "tables"], 3, "branches: main"), (["head", "generations", "--columns", "x"], 3, "columns"),
+     (["describe", "generations", "--debug"], 0, ""), (["search", "generations", "steps", "--row", "1"], 3, "VECTOR"),
+     (["search", "generations", "clip_embedding", "--vector", "none.npy"], 3, "none.npy"),
+     (["show", "generations", "--columns", "steps"], 2, "picture"), (["tag", "v1"], 2, "v1"),
+     (["diff", "main", "nope"], 3, "nope"), (["sql", "-f", "no/such/file.sql"], 3, "no/such/file.sql")],
 )  # fmt: skip
-def test_what_the_store_refuses_is_one_line_and_exit_code_1(store: str, arguments: list[str], said: str) -> None:
-    given = [a.format(store=store) for a in arguments]
-    done = run("recall", *given)
-    assert done.exit_code == 1 and done.stdout == ""
-    assert done.stderr.startswith("Error: ") and said in done.stderr and done.stderr.count("\n") == 1
-    assert "Traceback (most recent call last)" in run("--debug", "recall", *given).stderr
+def test_an_error_is_one_line_with_the_next_step_and_a_code_of_its_kind(
+    store: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = run(store, *arguments)
+    assert done.exit_code == code, done.output
+    if code:
+        assert done.stdout == "" and done.stderr.startswith("Error: ") and said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "Traceback (most recent call last)" in run(store, "--debug", *arguments).stderr
+        assert "Traceback (most recent call last)" in run(store, *arguments, "--debug").stderr
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["recall"], ["recall", "s", "t", "v", "--k", "0"], ["recall", "s", "t", "v", "--nprobe", "1", "--aim", "0.5"],
-     ["recall", "s", "t", "v", "--metric", "dot"], ["unknown"]],
+    [["unknown"], ["sql", "--nope"], ["search", "t", "v"], ["head"], ["gc", "--older-than", "soon"],
+     ["head", "t", "-n", "x"],
+     ["recall", "t", "v", "--nprobe", "1", "--aim", "0.5"], ["show", "t", "1", "--where", "true"],
+     ["branch", "x", "-d", "--from", "main"], ["merge"]],
 )  # fmt: skip
-def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
-    done = run(*arguments)
-    assert done.exit_code == 2 and "Usage:" in done.stderr
+def test_a_wrong_command_line_is_code_2_with_the_usage(store: Path, arguments: list[str]) -> None:
+    done = run(store, *arguments)
+    assert done.exit_code == 2 and "Usage:" in done.stderr and done.stdout == ""
 
 
-def test_help_has_an_example_and_the_exit_codes() -> None:
-    codes = run("--help").stdout
-    assert [line.split()[0] for line in codes.split("Exit codes:")[1].splitlines()[1:]] == ["0", "1", "2", "3"]
-    text = run("recall", "--help").stdout
-    example = re.search(r"deeplake-loader (recall .*)", text)
-    assert example is not None and set(re.findall(r"--[a-z-]+", example[1])) <= set(re.findall(r"--[a-z-]+", text))
-    assert run("--version").stdout.split()[-1] == deeplake.__version__
+def test_an_error_that_nobody_foresaw_is_one_line_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(deeplake.Database, "tags", broken)
+    done = run(store, "tags")
+    assert done.exit_code == 70 and done.stderr.count("\n") == 1 and "ZeroDivisionError: by zero" in done.stderr
 
 
-def test_the_console_script_is_the_command_and_imports_no_torch() -> None:
+# -- which store, which branch -----------------------------------------------------------------------------------
+
+
+def test_the_store_is_named_by_an_option_the_environment_or_the_working_folder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = ["sql", "SELECT count(*) FROM generations", "--no-header"]
+    assert ran(store, *count) == "6\n"
+    assert run(None, *count, "-s", str(store)).stdout == "6\n"
+    monkeypatch.chdir(tmp_path)
+    missing = run(None, *count)
+    assert missing.exit_code == 3 and "--store" in missing.stderr and not list(tmp_path.glob("*.sqlite"))
+    named = run("no-such-folder", *count)
+    assert named.exit_code == 3 and "no store in" in named.stderr and not Path("no-such-folder").exists()
+    monkeypatch.setenv("DEEPLAKE_STORE", str(store))
+    assert run(None, *count).stdout == "6\n"
+    monkeypatch.delenv("DEEPLAKE_STORE")
+    monkeypatch.chdir(store)
+    assert run(None, *count).stdout == "6\n"
+
+
+def test_a_branch_is_named_by_an_option_the_environment_or_a_checkout(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = ["sql", "SELECT count(*) FROM generations", "--no-header"]
+    assert ran(store, *count, "--branch", "experiment") == ran(store, "-b", "experiment", *count) == "7\n"
+    ran(store, "checkout", "experiment")
+    assert ran(store, *count) == "7\n" and ran(store, "-b", "main", *count) == "6\n"
+    (memory,) = (tmp_path / "state" / "deeplake_loader").iterdir()
+    assert memory.read_text() == "experiment\n" and str(store) not in memory.name
+    monkeypatch.setenv("DEEPLAKE_BRANCH", "main")
+    assert ran(store, *count) == "6\n"
+    monkeypatch.delenv("DEEPLAKE_BRANCH")
+    monkeypatch.chdir(store)
+    assert run(None, *count).stdout == "7\n", "the same store by another name"
+    other = tmp_path / "other"
+    ran(other, "init")
+    assert '"current": true' in ran(other, "branches", "--json")
+    ran(store, "checkout", "main")
+    assert ran(store, *count) == "6\n" and not memory.exists()
+
+
+def test_a_checked_out_branch_that_is_gone_says_how_to_go_on(store: Path, tmp_path: Path) -> None:
+    ran(store, "branch", "short", "--checkout")
+    with deeplake.connect(store) as db:
+        db.delete_branch("short")
+    done = run(store, "tables")
+    assert done.exit_code == 3 and "deeplake-loader checkout main" in done.stderr
+    ran(store, "checkout", "main")
+    assert "generations" in ran(store, "tables")
+
+
+# -- as a process ------------------------------------------------------------------------------------------------
+
+
+def numbers(count: int) -> str:
+    return f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) SELECT i FROM n"
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(store: Path) -> None:
+    process = start(store, "sql", numbers(200_000), "--format", "csv")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == b"i\n"
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(30) == Code.PIPE and said == b""
+    process.stderr.close()
+
+
+def test_ctrl_c_stops_a_running_statement_and_undoes_what_was_not_committed(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "copy")
+    endless = numbers(10**12).replace("SELECT i FROM n", "SELECT count(*) FROM n")
+    process = start(tmp_path / "copy", "sql", f"DELETE FROM generations; {endless}")
+    wal = tmp_path / "copy" / "catalog.sqlite-wal"
+    deadline = time.monotonic() + 30
+    while not wal.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=30)
+    assert process.returncode == Code.INTERRUPTED and out == b"" and b"Interrupted" in said and b"Trace" not in said
+    assert ran(tmp_path / "copy", "sql", "SELECT count(*) FROM generations", "--no-header") == "6\n"
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_machine_formats_stay_utf8(store: Path) -> None:
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}}
+    for format_, wanted in (("table", b'take 0, "\xe9" \\u6f22'), ("csv", '"take 0, ""é"" 漢"'.encode())):
+        arguments = ["sql", "SELECT prompt FROM generations WHERE id = 1", "-F", format_]
+        command_line = [sys.executable, "-m", "deeplake_loader.cli", "-s", str(store), *arguments]
+        done = subprocess.run(command_line, capture_output=True, **options)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == wanted
+
+
+def test_no_colour_and_no_escape_codes_are_written_into_a_pipe(store: Path) -> None:
+    for arguments in (["head", "generations"], ["show", "generations", "-n", "1"], ["stats", "generations"]):
+        assert "\x1b" not in ran(store, *arguments)
+
+
+def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "s") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, x TEXT)")
+        db.insert("t", {"x": ["\x1b[31mred\x1b]0;title\x07\rover", "[red]markup[/red]", "\u202eesrever"]})
+    shown = ran(tmp_path / "s", "sql", "SELECT x FROM t ORDER BY id")
+    assert "\x1b" not in shown and "\r" not in shown and "\u202e" not in shown
+    assert "\\x1b[31mred" in shown and "[red]markup[/red]" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
+def test_a_terminal_gets_drawn_tables_and_pictures_in_colour(store: Path) -> None:
+    import pty
+
+    said = {}
+    for arguments in (("head", "generations", "-c", "id,prompt"), ("show", "generations", "-n", "1", "--width", "20")):
+        leader, follower = pty.openpty()
+        process = start(store, *arguments, stdout=follower, stdin=follower)
+        os.close(follower)
+        parts = []
+        with os.fdopen(leader, "rb", buffering=0) as terminal:
+            try:
+                while part := terminal.read(65_536):
+                    parts.append(part)
+            except OSError as error:
+                assert error.errno == errno.EIO  # Linux: the other side was closed
+        assert process.communicate(timeout=30)[1] == b"" and process.returncode == 0
+        said[arguments[0]] = b"".join(parts).decode()
+    assert ("漢" in said["head"] and "━" in said["head"]) or "─" in said["head"]
+    assert "▀" in said["show"] and "\x1b[38;" in said["show"]
+
+
+def test_the_console_script_is_the_command_and_help_imports_nothing_heavy() -> None:
     setup = (ROOT / "setup.py").read_text()
     calls = [n for n in ast.walk(ast.parse(setup)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "setup"]
     found = {k.arg: k.value for k in calls[0].keywords}
     (script,) = ast.literal_eval(found["entry_points"])["console_scripts"]
     assert script == "deeplake-loader = deeplake_loader.cli:main" and callable(cli.main)
-    code = "import sys; from deeplake_loader import cli\ntry: cli.main(['--version'])\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert {"click", "rich"} <= {re.split(r"\W", need)[0] for need in ast.literal_eval(found["install_requires"])}
+    heavy = ("torch", "numpy", "pyarrow", "rich", "PIL", "sqlite3", "av", "fsspec")
+    for words in (["--help"], ["sql", "--help"]):
+        code = f"import sys; from deeplake_loader import cli\ntry: cli.main({words!r})\nexcept SystemExit: pass\n"
+        code += f"print([m for m in {heavy!r} if m in sys.modules])"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_program_is_a_click_group_that_knows_no_other_name() -> None:
+    assert cli.program.get_command(None, "nope") is None
+    assert cli.program.list_commands(click.Context(cli.program)) == COMMANDS

@@ -211,7 +211,7 @@ def _counts(changes: Mapping[str, Counts] | None) -> str:
     return ", ".join(f"{name} +{c.added} ~{c.changed} -{c.removed}" for name, c in changes.items())
 
 
-@verb("tag", example='deeplake-loader tag v1 --at main -m "the first set"')
+@verb("tag", example='deeplake-loader tag release-1 --at main -m "the first set"')
 @click.argument("name")
 @click.option("--at", metavar="REF", help="A branch, tag, commit id or UTC time. Default: this branch as it is.")
 @click.option("--message", "-m", help="Kept beside it.")

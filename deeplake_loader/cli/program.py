@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from deeplake_loader import __version__
+import deeplake_loader
 from deeplake_loader.cli.codes import Code, code_of, table
 from deeplake_loader.cli.session import Session, locate
 from deeplake_loader.errors import DeeplakeError, SQLError
@@ -175,7 +175,7 @@ def verb(name: str, *, example: str, no: str | None = None) -> Callable[[Callabl
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="deeplake-loader")
+@click.version_option(deeplake_loader.__version__, prog_name="deeplake-loader")
 @_STORE
 @_BRANCH
 @_DEBUG

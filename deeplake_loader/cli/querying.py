@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ from deeplake_loader.cli.formats import chosen_format, format_option, write_rows
 from deeplake_loader.cli.output import note
 from deeplake_loader.cli.program import Session, verb
 from deeplake_loader.cli.statements import Statement, split_statements
-from deeplake_loader.cli.values import parameter
+from deeplake_loader.cli.values import parameter, read_file
 from deeplake_loader.errors import DeeplakeError, InputError
 
 if TYPE_CHECKING:
@@ -80,10 +79,17 @@ def _text(statement: str | None, path: str | None) -> str:
     if statement is not None and statement != "-":
         return statement
     if path is not None and path != "-":
-        return Path(path).read_text("utf-8-sig")
+        return _decoded(read_file(path), path)
     if sys.stdin.isatty() and path is None and statement is None:
         raise click.UsageError("give a statement, --file, or statements on stdin")
-    return sys.stdin.buffer.read().decode("utf-8-sig")
+    return _decoded(sys.stdin.buffer.read(), "stdin")
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
 
 
 def _run(db: Database, statements: Sequence[Statement], given: dict[str, Any], each: bool) -> list[RowSet]:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deeplake_loader.cli.interrupts import stop_on_interrupt
 from deeplake_loader.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ class Session:
                 raise
             raise NotFoundError(f"{error}; name a store by --store or $DEEPLAKE_STORE") from error
         try:
+            stop_on_interrupt(db)
             self._checkout(db)
             if at is None:
                 return db
             then = db.at(at)
+            stop_on_interrupt(then)
         except BaseException:
             db.close()
             raise

@@ -53,7 +53,7 @@ def show_command(
         raise click.UsageError("give KEYS or --where, not both")
     with session.open(at=at) as db:
         definition = find_table(db, table)
-        pictured = listed_columns(definition, columns) if columns else _pictured(definition)
+        pictured = _pictured(definition, columns)
         captions = listed_columns(definition, caption) if caption else list(definition.primary_key)
         chosen = quote_identifiers(dict.fromkeys((*captions, *pictured)))
         sql = f"SELECT {chosen} {first_rows(definition, _by_keys(definition, keys) if keys else where)}"
@@ -68,10 +68,13 @@ def show_command(
         _draw(tiles, width)
 
 
-def _pictured(table: Table) -> list[str]:
-    found = [column.name for column in table.columns if column.type.name in PICTURED]
-    if not found:
+def _pictured(table: Table, columns: str | None) -> list[str]:
+    known = [column.name for column in table.columns if column.type.name in PICTURED]
+    if not known:
         raise InputError(f"{table.name} has no IMAGE, VIDEO or AUDIO column; `head` shows its rows")
+    found = listed_columns(table, columns) if columns else known
+    if other := [name for name in found if name not in known]:
+        raise InputError(f"there is no picture of {table.name}.{other[0]}; columns with pictures: {', '.join(known)}")
     return found
 
 

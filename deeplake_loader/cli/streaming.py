@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @verb(
     "stream",
-    example='deeplake-loader stream "SELECT thumbnail, prompt FROM generations" --batch-size 2 --size 64 --batches 4',
+    example="""deeplake-loader stream "SELECT frames, prompt FROM generations" \\
+  --batch-size 2 --frames 4 --size 64 --batches 4""",
 )
 @click.argument("query")
 @click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="As for `sql`.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import io
 import json
 import math
 import re
@@ -119,23 +120,34 @@ def parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def read_file(path: str) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        NotFoundError: no such file. StoreError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file {path}; check the path") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}; check the path and its permissions") from error
+
+
 def file_value(path: str) -> Any:
     """The array of a ``.npy`` file, the bytes of any other.
 
     Raises:
         NotFoundError: no such file. StoreError: it cannot be read. InputError: no array of numbers.
     """
-    try:
-        if not path.endswith(".npy"):
-            return Path(path).read_bytes()
-        import numpy as np
+    data = read_file(path)
+    if not path.endswith(".npy"):
+        return data
+    import numpy as np
 
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {path}; write @ and the path of one") from error
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error}") from error
-    except (ValueError, EOFError) as error:
+    try:
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is no .npy of numbers: {error}") from error
     if found.dtype.kind not in "fiub":
         raise InputError(f"{path} holds {found.dtype} of shape {found.shape}; expected numbers")
