@@ -46,9 +46,14 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     )
     copies = Copies(catalog, vectors.matrix)
     searcher = Searcher(vectors.matrix, vectors.gather, copies)
-    statements = Statements(catalog, writer, searcher, LiveRows(catalog, views))
+    statements = PostgresStatements(
+        catalog, writer, searcher, LiveRows(catalog, views), Matrices(catalog), lambda: views.on_main,
+        lambda *given: runner.rows(*given),
+    )  # fmt: skip
     catalog.add_hook(register)
-    runner = PostgresRunner(catalog, source, Plans(catalog), writer, schema, views, overlays, references)
+    runner = PostgresRunner(
+        catalog, source, Plans(catalog), writer, schema, views, overlays, references, statements
+    )
     return Parts(
         shards, vectors, indexes, views, overlays, references, writer, copies, searcher, statements, runner
     )  # fmt: skip

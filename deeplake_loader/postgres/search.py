@@ -17,13 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psycopg
-
 from deeplake_loader import kernels
 from deeplake_loader.errors import InputError
 from deeplake_loader.indexes import Indexes
 from deeplake_loader.matrices import Layout, Tail
-from deeplake_loader.postgres.failures import translate_error
 from deeplake_loader.postgres.matrices import LONGEST, SHORTEST, Held, Matrices
 from deeplake_loader.postgres.scored import key_of
 from deeplake_loader.search.candidates import Candidates, Part
@@ -167,7 +164,10 @@ class PostgresStatements(Statements):
     # -- candidates ----------------------------------------------------------------------------------------------------
 
     def _chosen(self, plan: Plan, fast: FastPath, params: object, sql: str) -> Chosen | None:
-        """What to look at, or None where PostgreSQL had better look itself."""
+        """What to look at, or None where PostgreSQL had better look itself: also in a transaction, whose statements
+        see what others commit between them."""
+        if self._catalog.in_transaction:
+            return None
         table = self._catalog.table(fast.table)
         key = None if table is None else key_of(table)
         held = self._matrices.of(table.name, fast.column) if table is not None and self._on_main() else None
@@ -208,12 +208,8 @@ class PostgresStatements(Statements):
         return np.array([row[0] for row in rows], np.int64), Tail(layout, held)
 
     def _ask(self, sql: str, values: Sequence[Any], user_sql: str) -> list[Any]:
-        """The rows of a statement with ``$n``, as PostgreSQL's own bytes."""
-        try:
-            cursor = psycopg.RawCursor(self._catalog.connection)
-            return cursor.execute(sql, values, binary=True).fetchall()
-        except psycopg.Error as error:
-            raise translate_error(error, user_sql) from error
+        """The rows of a statement with ``$n``, in PostgreSQL's binary form."""
+        return self._catalog.raw(sql, values, user_sql=user_sql, place=lambda _: 0, binary=True).fetchall()
 
     @staticmethod
     def _never(_: Array) -> Array:

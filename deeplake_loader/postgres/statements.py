@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.plans import Plans
     from deeplake_loader.postgres.catalog import PostgresCatalog
+    from deeplake_loader.postgres.search import PostgresStatements
     from deeplake_loader.postgres.writing import PostgresWriter
     from deeplake_loader.references import References
     from deeplake_loader.rows import Source
@@ -47,11 +48,11 @@ class PostgresRunner:
 
     def __init__(
         self, catalog: PostgresCatalog, source: Source, plans: Plans, writer: PostgresWriter, schema: PostgresSchema,
-        views: Views, overlays: BranchWriter, references: References,
+        views: Views, overlays: BranchWriter, references: References, statements: PostgresStatements,
     ) -> None:  # fmt: skip
         self._catalog, self._source, self._plans, self._writer = catalog, source, plans, writer
         self._schema, self._views, self._overlays, self._references = schema, views, overlays, references
-        self._types, self._keys = ResultTypes(catalog), Keys(catalog)
+        self._types, self._keys, self._statements = ResultTypes(catalog), Keys(catalog), statements
         self._reads: dict[str, Plan] = {}
 
     # -- plans -----------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ class PostgresRunner:
         self._reads[sql] = plan
 
     def _query(self, plan: Plan, params: object, sql: str) -> RowSet:
-        if self._catalog.in_transaction:
+        if self._catalog.in_transaction or plan.fast is not None:
             with self._catalog.snapshot():
                 return self.select(plan, params, sql)
         try:
@@ -100,13 +101,22 @@ class PostgresRunner:
         return self.select(again, params, sql)
 
     def select(self, plan: Plan, params: object, sql: str) -> RowSet:
-        values = self._writer.bind(plan, params).values
-        return self._rowset(plan, self._run(plan, plan.sql, values, sql, question=True))
+        if plan.fast is not None:
+            found = self._statements.fetch(
+                plan, plan.fast, params, sql, lambda text, values, user_sql: self.rows(plan, text, values, user_sql)
+            )
+            if found is not None:
+                return found
+        return self.rows(plan, plan.sql, self._writer.bind(plan, params).values, sql)
+
+    def rows(self, plan: Plan, text: str, values: Sequence[Any], sql: str) -> RowSet:
+        """The rows of a text in place of a query's own."""
+        return self._rowset(plan, self._run(plan, text, values, sql, question=True))
 
     def columnar(self, plan: Plan, params: object, sql: str) -> ColumnarRows:
-        from deeplake_loader.columnar import columnar
+        from deeplake_loader.postgres.streaming import columnar
 
-        return columnar(self.select(plan, params, sql))
+        return columnar(self._catalog, self._types, plan, self._writer.bind(plan, params).values, sql)
 
     def _run(self, plan: Plan, text: str, values: Sequence[Any], sql: str, *, question: bool = False) -> Cursor:
         binary = any(column.type is not None and column.type.is_vector for column in plan.results)
