@@ -30,7 +30,6 @@ from deeplake_loader.postgres import bookkeeping
 from deeplake_loader.postgres.connection import Address, Connection
 from deeplake_loader.postgres.failures import Place, is_lost, placed, translate_error, wants_retry
 from deeplake_loader.storage import Access, named, open_root
-from deeplake_loader.types import quote_identifier
 
 R = TypeVar("R")
 PgCursor = psycopg.Cursor[tuple[Any, ...]]
@@ -291,8 +290,7 @@ class PostgresCatalog(Catalog):
         self.execute(bookkeeping.declaration(statement, self.address.bookkeeping))
 
     def has_own(self, table: str) -> bool:
-        name = f"{quote_identifier(self.address.bookkeeping)}.{quote_identifier(table)}"
-        return self.fetchone("SELECT to_regclass(?)", (name,))[0] is not None
+        return self.fetchone(bookkeeping.HAS_TABLE, (self.address.bookkeeping, table), native=True) is not None
 
     def _counted(self, cursor: PgCursor) -> PgCursor:
         if not (cursor.statusmessage or "").startswith(("SELECT", "SHOW", "FETCH", "SAVEPOINT", "RELEASE", "ROLLBACK")):
