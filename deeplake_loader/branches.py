@@ -33,8 +33,8 @@ _COLUMNS = "id, name, head, created_at"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A moment of a PostgreSQL database: changes that ``snapshot`` (a pg_snapshot) sees, and those of transaction ``xid``
-    up to the commit that it closed as number ``step``."""
+    """A moment of a PostgreSQL database: the changes that ``snapshot`` (a pg_snapshot) sees, and those of transaction
+    ``xid`` up to the commit that it closed as number ``step``."""
 
     snapshot: str
     xid: str

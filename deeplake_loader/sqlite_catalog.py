@@ -206,6 +206,9 @@ class SqliteCatalog(Catalog):
         self._changes_at_start = self.connection.total_changes
         return seq
 
+    def number_commit(self) -> int:
+        return self.head() + 1
+
     def _commit(self, tx: Transaction) -> None:
         try:
             self.connection.execute("COMMIT")

@@ -12,20 +12,21 @@ simply show main's rows, and only those where the branch keeps another row are c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader.branches import MAIN, Branch, Point, branches_of
-from deeplake_loader.errors import ConflictError, InputError
+from deeplake_loader.errors import ConflictError, ConstraintError, InputError
 from deeplake_loader.merging import integrity
 from deeplake_loader.merging.comparison import PRESENT
 from deeplake_loader.merging.constraints import foreign_keys
 from deeplake_loader.merging.diff import Columns, Counts, Diff, TableDiff
 from deeplake_loader.merging.graph import Graph
 from deeplake_loader.merging.images import Images
+from deeplake_loader.merging.locking import lock_branches, lock_rows
 from deeplake_loader.merging.part import CONFLICT, KEEP, TAKE, Part
 from deeplake_loader.merging.replay import Replay
 from deeplake_loader.merging.target import Target
@@ -82,6 +83,9 @@ _Offence = tuple[Part, Reason, list[Any]]
 """Rows that would break a constraint: their part, the reason and their keys."""
 
 
+_ATTEMPTS = 3  # of a merge whose replay a constraint stops
+
+
 class Merger:
     """Merges and reverts for one store's catalog."""
 
@@ -93,6 +97,11 @@ class Merger:
         self, source: str, into: str, *, on_conflict: OnConflict, dry_run: bool, message: str | None
     ) -> MergeResult:
         """Merge branch ``source`` into branch ``into``: see Database.merge."""
+        return self._again(lambda: self._merge(source, into, on_conflict=on_conflict, dry_run=dry_run, message=message))
+
+    def _merge(
+        self, source: str, into: str, *, on_conflict: OnConflict, dry_run: bool, message: str | None
+    ) -> MergeResult:
         if on_conflict not in ("raise", "ours", "theirs"):
             raise InputError(f"on_conflict is 'raise', 'ours' or 'theirs', got {on_conflict!r}")
         if source == into:
@@ -111,6 +120,9 @@ class Merger:
 
     def revert(self, to: str | datetime, branch: Branch, *, message: str) -> MergeResult:
         """Give the branch the rows of another point, as a new commit."""
+        return self._again(lambda: self._revert(to, branch, message))
+
+    def _revert(self, to: str | datetime, branch: Branch, message: str) -> MergeResult:
         result = MergeResult()
         with suppress(_RolledBack), self._alone(message) as tx:
             tx.branch = branch.id
@@ -121,6 +133,14 @@ class Merger:
             run.close()
             result = replace(result, commit=tx.id)
         return result
+
+    def _again(self, work: Callable[[], MergeResult]) -> MergeResult:
+        """What ``work`` gives; run again where another transaction came between its look at the target and its
+        replay, which a constraint then stops."""
+        for _ in range(_ATTEMPTS - 1 if self._catalog.dialect == "postgres" else 0):
+            with suppress(ConstraintError):
+                return self._catalog.retry(work)
+        return self._catalog.retry(work)
 
     @contextmanager
     def _alone(self, message: str) -> Iterator[Any]:
@@ -152,33 +172,58 @@ class _Run:
         return images
 
     def merge(self) -> MergeResult:
+        lock_branches(self._catalog, self._ours.id, self._theirs.id)
         here, there = self._branches.present(self._ours.id), self._branches.present(self._theirs.id)
         target, source = self._branches.node(here), self._branches.node(there)
-        graph = Graph(self._branches.parents())
-        if source in graph.ancestors(target):
+        if source in self._branches.ancestors(target):
             return MergeResult()
-        parts = [p for t in self._tables() if (p := self._decide(t, here, there, graph, target, source)) is not None]
-        if not parts and target in graph.ancestors(source):
+        sets = self._candidates(here, there)
+        if self._lock(sets):
+            here = self._branches.present(self._ours.id)
+            target = self._branches.node(here)
+        nodes = Graph(self._branches.parents()), target, source
+        parts = [part for found in sets if (part := self._decide(*found, here, there, nodes)) is not None]
+        if not parts and target in nodes[0].ancestors(source):
             return MergeResult()  # the source only took in what the target has
         result = self._settle(parts, there if self._theirs.id == MAIN else None)
-        self._branches.add_node(Point(self._ours.id, self._catalog.head() + 1), target, source)
+        if not self._dry_run:
+            self._branches.add_node(Point(self._ours.id, self._catalog.number_commit()), target, source)
         return result
 
     def revert(self, to: str | datetime) -> MergeResult:
+        lock_branches(self._catalog, self._ours.id)
         here, there = self._branches.present(self._ours.id), self._branches.resolve(to, branch=self._ours.id)
-        parts = [p for t in self._tables() if (p := self._take_all(t, here, there)) is not None]
+        sets = self._candidates(here, there)
+        if self._lock(sets):
+            here = self._branches.present(self._ours.id)
+        parts = [part for found in sets if (part := self._take_all(*found, here, there)) is not None]
         return self._settle(parts, None) if parts else MergeResult()
+
+    def _candidates(self, here: Point, there: Point) -> list[tuple[Images, str]]:
+        """The keys on which the points can differ, of each table that has such."""
+        found = ((images, images.candidates((here, there))) for images in map(self._images, self._tables()))
+        return [(images, keys) for images, keys in found if keys is not None]
+
+    def _lock(self, sets: Sequence[tuple[Images, str]]) -> bool:
+        """Keep the target's rows as they are, from now on; False where nobody else could change them anyway."""
+        if self._catalog.dialect == "sqlite" or self._dry_run:
+            return False
+        for images, keys in sorted(sets, key=lambda found: found[0].table.name):
+            lock_rows(self._catalog, self._ours.id, images, keys)
+        return True
 
     def _tables(self) -> list[Table]:
         return list(self._catalog.tables().values())
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, table: Table, here: Point, there: Point, graph: Graph, target: int, source: int) -> Part | None:
-        compared = self._compare(table, here, there)
+    def _decide(
+        self, images: Images, keys: str, here: Point, there: Point, nodes: tuple[Graph, int, int]
+    ) -> Part | None:
+        compared = self._compare(images, keys, here, there)
         if compared is None:
             return None
-        images, ours, theirs, differing = compared
+        (ours, theirs, differing), (graph, target, source) = compared, nodes
         known = {target: ours, source: theirs}
 
         def read(node: int) -> str:
@@ -196,31 +241,27 @@ class _Run:
         )
         return Part(images, ours, theirs, base, choices)
 
-    def _take_all(self, table: Table, here: Point, to: Point) -> Part | None:
-        compared = self._compare(table, here, to)
+    def _take_all(self, images: Images, keys: str, here: Point, to: Point) -> Part | None:
+        compared = self._compare(images, keys, here, to)
         if compared is None:
             return None
-        images, ours, theirs, differing = compared
+        ours, theirs, differing = compared
         choices = images.create(("choice INTEGER NOT NULL",))
         every = f"SELECT {images.key}, {TAKE} FROM {differing}"
         self._catalog.execute(f"INSERT INTO {choices} ({images.key}, choice) {every}")
         return Part(images, ours, theirs, ours, choices)
 
-    def _compare(self, table: Table, here: Point, there: Point) -> tuple[Images, str, str, str] | None:
+    def _compare(self, images: Images, keys: str, here: Point, there: Point) -> tuple[str, str, str] | None:
         """The images of both points and the keys on which they differ; None where they are equal."""
-        images = self._images(table)
-        keys = images.candidates((here, there))
-        if keys is None:
-            return None
         ours, theirs = images.read(here, keys), images.read(there, keys)
         differing = self._differing(images, ours, theirs)
-        return None if differing is None else (images, ours, theirs, differing)
+        return None if differing is None else (ours, theirs, differing)
 
     def _differing(self, images: Images, ours: str, theirs: str) -> str | None:
         differing = images.create()
         self._catalog.execute(
-            f"INSERT INTO {differing} SELECT {images.keys_of('o')} FROM {ours} o {images.join('o', theirs, 't')} "
-            f"WHERE NOT ({images.same('o', 't')})"
+            f"INSERT INTO {differing} ({images.key}) SELECT {images.keys_of('o')} FROM {ours} o "
+            f"{images.join('o', theirs, 't')} WHERE NOT ({images.same('o', 't')})"
         )
         return differing if self._catalog.fetchone(f"SELECT 1 FROM {differing} LIMIT 1") else None
 

@@ -2,7 +2,8 @@
 
 A point stays readable as long as a branch stands on it, a tag names it, a merge may need it as a base, or it lies
 within the time to keep. SQLite's log rows carry commit numbers, and those before the oldest such number go.
-PostgreSQL's carry their transaction: those go that every such point sees, so whose before-images none of them needs.
+PostgreSQL's carry their transaction: those go that a commit sees which every such point sees, so that none of them
+needs their before-images.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def prune(catalog: Catalog, keep: timedelta) -> int:
     live = {branch.id for branch in branches.all()}
     points = {*_merge_bases(branches), *_tagged(catalog), *_recent(catalog, branches, sorted(live), begin)}
     gone = _drop_overlays(catalog, {p.branch for p in points} | live)
-    numbers = {p.seq for p in points} | {branches.fork_at(p.branch, p.seq) for p in points}
+    forks = {branches.fork_at(p.branch, p.seq) for p in points}
     if catalog.dialect == "postgres":
-        oldest = _oldest_transaction(catalog, sorted(numbers), begin)
+        oldest = _behind_all(catalog, sorted(forks | {p.seq for p in points}), begin)
     else:
-        oldest = min(branches.fork_at(p.branch, p.seq) for p in points)
+        oldest = min(forks)
     if oldest <= int(catalog.meta(HISTORY_FROM) or 0):
         return gone
     for real in _reals(catalog):
@@ -74,15 +75,15 @@ def _recent(catalog: Catalog, branches: Branches, live: list[int], begin: str) -
         yield Point(branch, max(born, catalog.head()))
 
 
-def _oldest_transaction(catalog: Catalog, numbers: list[int], begin: str) -> int:
-    """The first transaction that is not behind every one of these commits, of those since a time, and of now."""
+def _behind_all(catalog: Catalog, numbers: list[int], begin: str) -> int:
+    """The newest commit whose transaction every one of these commits sees, those since a time do, and everybody now."""
     needed, params = catalog.one_of("seq", numbers)
-    row = catalog.fetchone(
-        "SELECT CAST(CAST(x AS text) AS bigint) FROM (SELECT pg_snapshot_xmin(CAST(snapshot AS pg_snapshot)) AS x "
+    oldest = (
+        "SELECT x FROM (SELECT pg_snapshot_xmin(CAST(snapshot AS pg_snapshot)) AS x "
         f"FROM _dl_commits WHERE {needed} OR created_at > ? "
-        "UNION ALL SELECT pg_snapshot_xmin(pg_current_snapshot())) s ORDER BY x LIMIT 1",
-        (*params, begin),
+        "UNION ALL SELECT pg_snapshot_xmin(pg_current_snapshot())) s ORDER BY x LIMIT 1"
     )
+    row = catalog.fetchone(f"SELECT coalesce(max(seq), 0) FROM _dl_commits WHERE xid < ({oldest})", (*params, begin))
     return int(row[0])
 
 
@@ -92,7 +93,11 @@ def _oldest_transaction(catalog: Catalog, numbers: list[int], begin: str) -> int
 def _prune_log(catalog: Catalog, real: str, oldest: int) -> int:
     log = catalog.history.real(log_name(real))
     if catalog.dialect == "postgres":
-        return catalog.execute(f"DELETE FROM {log} WHERE _dl_xid < CAST(? AS xid8)", (str(oldest),)).rowcount
+        seen = "pg_visible_in_snapshot(l._dl_xid, CAST(c.snapshot AS pg_snapshot))"
+        own = "l._dl_xid = c.xid AND l._dl_step <= c.step"
+        return catalog.execute(
+            f"DELETE FROM {log} l USING _dl_commits c WHERE c.seq = ? AND ({seen} OR ({own}))", (oldest,)
+        ).rowcount
     _empty_last(catalog, real, oldest)
     first = first_number(catalog, log_name(real), oldest)
     last = f"(SELECT max(_dl_n) FROM {log})"

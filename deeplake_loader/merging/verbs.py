@@ -160,7 +160,7 @@ class MergingVerbs:
         if self._catalog.in_transaction:  # reading must not cut the transaction in two commits
             for branch in branches.all():
                 if branch.name == ref:
-                    return Point(branch.id, self._catalog.head() + 1)
+                    return branches.now(branch.id)
         return branches.resolve(ref, branch=self._views.branch)
 
     def _named(self, table: str) -> Table:
