@@ -1,7 +1,7 @@
 """The matrices that searches scan: a VECTOR column's numbers once more, as files beside the shards.
 
-    vectors/<table>/<column>/<name>.npy    the vectors in order of their keys: a .npy as `matrices` has it
-    vectors/<table>/<column>/<name>.keys   their primary keys: a .npy of int64, ascending
+    matrices/<table>/<column>/<name>.npy    the vectors in order of their keys: a .npy as `matrices` has it
+    matrices/<table>/<column>/<name>.keys   their primary keys: a .npy of int64, ascending
 
 Both are derived: `Matrices.build` makes them from the table in one snapshot, and nothing is lost with them. The catalog
 keeps, beside the checksums, the pg_snapshot they were read at. Which of their rows may have changed since is what the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -48,17 +49,20 @@ STALE = 8
 SHORTEST, LONGEST = 1e-15, 1e15
 """Lengths of vectors whose scores PostgreSQL computes without under- or overflow: it multiplies in float32."""
 
+FOLDER = "matrices"
+"""Beside ``shards`` and ``vectors``, where every file holds what is nowhere else."""
+
 _DECLARATION = (
-    "CREATE TABLE IF NOT EXISTS _dl_matrices (file INTEGER PRIMARY KEY, filenode INTEGER NOT NULL, "
-    "snapshot TEXT NOT NULL, pruned TEXT NOT NULL, longest DOUBLE PRECISION NOT NULL, keys_check INTEGER NOT NULL)"
+    "CREATE TABLE IF NOT EXISTS _dl_matrices (id INTEGER PRIMARY KEY AUTOINCREMENT, table_name TEXT NOT NULL, "
+    "column_name TEXT NOT NULL, url TEXT NOT NULL, count INTEGER NOT NULL, checks BLOB NOT NULL, dtype TEXT NOT NULL, "
+    "dimension INTEGER NOT NULL, filenode INTEGER NOT NULL, snapshot TEXT NOT NULL, pruned TEXT NOT NULL, "
+    "longest DOUBLE PRECISION NOT NULL, keys_check INTEGER NOT NULL)"
 )
-_NEWEST = (
-    "SELECT f.id, f.url, f.count, f.checks, f.dtype, f.dimension, m.filenode, m.snapshot, m.pruned, m.longest, "
-    "m.keys_check FROM _dl_files f JOIN _dl_matrices m ON m.file = f.id "
-    "WHERE f.kind = 'matrix' AND f.table_name = ? AND f.column_name = ? ORDER BY f.id DESC LIMIT 1"
-)
+_COLUMNS = "url, count, checks, dtype, dimension, filenode, snapshot, pruned, longest, keys_check"
+_NEWEST = f"SELECT id, {_COLUMNS} FROM _dl_matrices WHERE table_name = ? AND column_name = ? ORDER BY id DESC LIMIT 1"
 _TABLE = "SELECT pg_relation_filenode(c.oid), c.relrowsecurity FROM pg_class c WHERE c.oid = ?::regclass"
 _COPY_HEAD = 19
+_ABANDONED_S = 86_400.0
 _CHUNK = 16 << 20
 
 
@@ -134,11 +138,9 @@ class Matrices(Participant):
         Raises:
             StoreError: the disk is full or refuses.
         """
-        made = 0
-        for table in self._catalog.tables().values():
-            for column in table.vectors:
-                made += self.build_one(table, column)
-        return made
+        self._sweep()
+        columns = [(table, column) for table in self._catalog.tables().values() for column in table.vectors]
+        return sum([self.build_one(table, column) for table, column in columns])
 
     def build_one(self, table: Table, column: Column) -> bool:
         """Makes one column's matrix; False where there is a good one, or it would not be worth it."""
@@ -162,7 +164,7 @@ class Matrices(Participant):
         if hidden or self._catalog.fetchone(f"SELECT count(*) {chosen}")[0] < WORTH:
             return None
         snapshot = self._catalog.fetchone("SELECT pg_current_snapshot()::text")[0]
-        url = "/".join((store.VECTORS, *map(store.encode_name, (table.name, column.name)), store.unique_name()))
+        url = "/".join((FOLDER, *map(store.encode_name, (table.name, column.name)), store.unique_name()))
         self._catalog.root.make_folder(url.rpartition("/")[0])
         layout = Layout(column.type.dimension, cast("Dtype", column.type.dtype))
         pgvector = self._catalog.fetchone("SELECT 1 FROM pg_extension WHERE extname = 'vector'") is not None
@@ -178,41 +180,51 @@ class Matrices(Participant):
             raise
 
     def _record(self, table: Table, column: Column, made: _Made) -> bool:
+        where = (table.name, column.name)
+        values = (
+            made.url, made.count, made.checks, made.layout.dtype, made.layout.dimension, made.filenode, made.snapshot,
+            made.pruned, made.longest, made.keys_check,
+        )  # fmt: skip
+        marks = ", ".join("?" * (2 + len(values)))
         try:
             with self._catalog.transaction():
                 if not self._known():
                     self._catalog.declare(_DECLARATION)
-                old = self._catalog.fetchall(
-                    "SELECT id, url FROM _dl_files WHERE kind = 'matrix' AND table_name = ? AND column_name = ?",
-                    (table.name, column.name),
-                )
-                self._insert(table, column, made)
-                for file, _ in old:
-                    self._catalog.execute("DELETE FROM _dl_matrices WHERE file = ?", (file,))
-                    self._catalog.execute("DELETE FROM _dl_files WHERE id = ?", (file,))
+                old = self._forget(*where)
+                insert = f"INSERT INTO _dl_matrices (table_name, column_name, {_COLUMNS}) VALUES ({marks})"
+                self._catalog.execute(insert, (*where, *values))
         except BaseException:
             self._remove(made.url)
             raise
-        for _, url in old:
+        for url in old:
             self._remove(url)
         return True
 
-    def _insert(self, table: Table, column: Column, made: _Made) -> None:
-        layout = made.layout
-        # 'derived' is no state of a file that holds rows, so that no address is ever looked for in it
-        file = self._catalog.fetchone(
-            "INSERT INTO _dl_files (kind, table_name, column_name, url, state, count, size, checks, dtype, dimension) "
-            "VALUES ('matrix', ?, ?, ?, 'derived', ?, ?, ?, ?, ?) RETURNING id",
-            (
-                table.name, column.name, made.url, made.count, layout.size(made.count), made.checks, layout.dtype,
-                layout.dimension,
-            ),
-        )[0]  # fmt: skip
-        self._catalog.execute(
-            "INSERT INTO _dl_matrices (file, filenode, snapshot, pruned, longest, keys_check) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (file, made.filenode, made.snapshot, made.pruned, made.longest, made.keys_check),
+    def _forget(self, table: str, column: str) -> list[str]:
+        rows = self._catalog.fetchall(
+            "DELETE FROM _dl_matrices WHERE table_name = ? AND column_name = ? RETURNING url", (table, column)
         )
+        return [url for (url,) in rows]
+
+    def _sweep(self) -> None:
+        """Lets go of the matrices of columns that are gone, and of files that a killed process left a day ago."""
+        if not self._known() or self._catalog.read_only:
+            return
+        held = self._catalog.fetchall("SELECT table_name, column_name, url FROM _dl_matrices")
+        columns = {(table.name, column.name) for table in self._catalog.tables().values() for column in table.vectors}
+        for table, column, url in held:
+            if (table, column) not in columns:
+                with self._catalog.transaction():
+                    self._forget(table, column)
+                self._remove(url)
+        known = {url.rpartition(".")[0] for _, _, url in held}
+        root = self._catalog.root.folder
+        for folder, _, names in os.walk(os.path.join(root, FOLDER)):
+            for name in names:
+                path = os.path.join(folder, name)
+                url = os.path.relpath(path, root).replace(os.sep, "/")
+                if url.rpartition(".")[0] not in known and time.time() - os.stat(path).st_mtime > _ABANDONED_S:
+                    self._remove(url)
 
     def _remove(self, url: str) -> None:
         for name in (url, _keys_url(url)):
