@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import click
 import numpy as np
 import pytest
 from cli_store import ROOT, WIDTH, build, ran, run, start
+from PIL import Image
 
 import deeplake_loader as deeplake
 from deeplake_loader import cli, errors
@@ -41,6 +44,23 @@ def nothing_checked_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.delenv("DEEPLAKE_STORE", raising=False)
     monkeypatch.delenv("DEEPLAKE_BRANCH", raising=False)
     yield
+
+
+def write_tars(count: int) -> None:
+    """shards-0000.tar ... with two samples each, in the working folder."""
+    for i in range(count):
+        with tarfile.open(f"shards-{i:04d}.tar", "w") as tar:
+            for j in range(2):
+                for extension, data in (("png", png(8 + i + j)), ("txt", f"caption {i} {j}".encode())):
+                    member = tarfile.TarInfo(f"{i:04d}{j}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def png(side: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 40, 10)).save(out, "PNG")
+    return out.getvalue()
 
 
 def command(name: str) -> Verb:
@@ -84,6 +104,7 @@ def test_every_example_runs(
     monkeypatch.chdir(tmp_path)
     np.save("query.npy", np.ones(WIDTH, np.float32))
     Path("changes.sql").write_text("UPDATE generations SET steps = 30; DELETE FROM generations WHERE id = 3;")
+    write_tars(2)
     text, _, line = example.rpartition(" | ") if example.startswith("echo") else (None, "", example)
     words = shlex.split(line.replace("\\\n", " "))
     assert words[0] == "deeplake-loader" and words[1] == name

@@ -27,6 +27,7 @@ HOMES = {
     "gc": "care",
     "head": "rows",
     "info": "facts",
+    "ingest": "data",
     "init": "care",
     "log": "history",
     "merge": "history",
