@@ -207,6 +207,10 @@ class BlobReader:
         """The sample keys of many blobs, in order; None for NULL."""
         return self._values(addresses, "key")
 
+    def extensions(self, addresses: np.ndarray) -> list[str | None]:
+        """The file extensions of many blobs as they were stored, in order; None for NULL."""
+        return self._values(addresses, "extension")
+
     def checks(self, addresses: np.ndarray) -> list[bytes]:
         """The checksums of many blobs as stored, in order."""
         return self._values(addresses, "checks")

@@ -18,6 +18,7 @@ from deeplake_loader.branches import Branches
 from deeplake_loader.catalog import Catalog, Dialect
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
+from deeplake_loader.exporting.verbs import ExportVerbs
 from deeplake_loader.indexes import IndexVerbs
 from deeplake_loader.ingest.verbs import IngestVerbs
 from deeplake_loader.inventory import InventoryVerbs
@@ -182,7 +183,8 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
 
 
 class Database(
-    BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs, IngestVerbs
+    BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs, IngestVerbs,
+    ExportVerbs,
 ):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 

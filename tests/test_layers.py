@@ -43,6 +43,7 @@ RANKS = {
     "indexes": 5,
     "branches": 4,
     "history": 4,
+    "file_views": 4,
     "states": 5,
     "table_text": 1,
     "views": 5,
@@ -79,7 +80,7 @@ RANKS = {
     "parts": 7,
     "embedded": 8,
     "cli": 10,
-    "ingest": 8,
+    "ingest": 7,
     "exporting": 8,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}

@@ -37,12 +37,17 @@ _MAX_CAPTION = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder's media files by relative path, and what the tables in it say of them."""
+    """A folder's media files by relative path.
+
+    Fields: ``facts``, what the tables in it say of a file; ``lost``, files that only a table names; ``others``, files
+    that are neither media nor belong to one; ``labelled``, whether the first folder of a path is its label.
+    """
 
     path: str
     files: tuple[str, ...]
     facts: Mapping[str, Mapping[str, Any]]
     lost: tuple[str, ...]
+    others: tuple[str, ...]
     labelled: bool
 
 
@@ -50,7 +55,7 @@ def look(source: Source) -> Folder:
     """What a folder holds; a single file is a folder of one."""
     path = str(source.path)
     if os.path.isfile(path):
-        return Folder(os.path.dirname(path), (os.path.basename(path),), {}, (), labelled=False)
+        return Folder(os.path.dirname(path), (os.path.basename(path),), {}, (), (), labelled=False)
     every = list(files_below(path))
     files = tuple(name for name in every if media_type(name))
     facts: dict[str, Mapping[str, Any]] = {}
@@ -60,7 +65,12 @@ def look(source: Source) -> Folder:
             facts |= _facts(source, path, name, column)
     lost = tuple(sorted(facts.keys() - set(files)))
     labelled = all("/" in name for name in files) and not facts
-    return Folder(path, files, facts, lost, labelled)
+    stems = {name.rpartition(".")[0] for name in files}
+    others = tuple(
+        name for name in every if not media_type(name) and os.path.basename(name).lower() not in _TABLES
+        and not (name.endswith(".txt") and name.rpartition(".")[0] in stems)
+    )  # fmt: skip
+    return Folder(path, files, facts, lost, others, labelled)
 
 
 def _facts(source: Source, root: str, name: str, column: str) -> dict[str, dict[str, Any]]:
@@ -103,7 +113,9 @@ class FolderReading:
                 fresh.append(name)
         for start in range(0, len(fresh), _GROUP):
             names = tuple(fresh[start : start + _GROUP])
-            part = replace(folder, files=names, lost=folder.lost if start == 0 else ())
+            part = replace(
+                folder, files=names, lost=folder.lost if start == 0 else (), others=folder.others if start == 0 else ()
+            )
             nbytes = sum(os.path.getsize(os.path.join(folder.path, name)) for name in names)
             yield FolderReading(replace(self.source, nbytes=nbytes), part)
 
@@ -136,6 +148,8 @@ class FolderReading:
     def batches(self, target: Target) -> Iterator[Batch]:
         for lost in self.folder.lost:
             target.skip(lost, "is named by a table of the folder and is not there")
+        for other in self.folder.others:
+            target.unused(os.path.splitext(other)[1] or os.path.basename(other))
         files = self.folder.files
         for start in range(0, len(files), _ROWS):
             names = files[start : start + _ROWS]

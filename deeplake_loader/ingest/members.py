@@ -45,7 +45,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def media_type(extension: str) -> ColumnType | None:
     """The blob type that a file's extension stands for; None where it stands for none."""
-    last = extension.rpartition(".")[2]
+    last = extension.rpartition(".")[2].lower()
     for names, kind in ((IMAGES, "IMAGE"), (VIDEOS, "VIDEO"), (AUDIO, "AUDIO")):
         if last in names:
             return ColumnType(kind)
