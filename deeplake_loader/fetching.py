@@ -60,23 +60,27 @@ class Wanted:
 class Fetching:
     """Makes the bytes of remote files present; threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Root) -> None:
+        self._root = root
         self._lock = threading.Lock()
         self._lists: dict[tuple[str, str], list[tuple[Indices, Indices]]] = {}
         self._masks: dict[tuple[str, str], Mask] = {}
         self._mirrors: dict[str, Mirror] = {}
+        if root.storage is not None:
+            mirror = find_mirror(f"{root.storage.url}/", root)[0]
+            self._mirrors[mirror.url] = mirror
 
     @property
     def traffic(self) -> Traffic:
         """What this process asked of these storages so far, for whatever reader."""
         return sum((mirror.traffic for mirror in list(self._mirrors.values())), Traffic())
 
-    def expect(self, extents: Extents, root: Root) -> None:
+    def expect(self, extents: Extents) -> None:
         """Takes note that all these blobs will be read, those apart of which only parts may be."""
         for number, path in enumerate(extents.paths):
             if "://" in path:
                 chosen = (extents.file == number) & (extents.offset >= 0) & (extents.check >= 0)
-                mirror, name = find_mirror(path, root)
+                mirror, name = find_mirror(path, self._root)
                 starts = extents.offset[chosen]
                 self._mirrors[mirror.url] = mirror
                 with self._lock:

@@ -94,7 +94,7 @@ class Reader:
         self._threads = threads
         self._lock = threading.Lock()  # of files and buffers; never held while bytes are read
         self._vector_lock = threading.Lock()
-        self._fetching = Fetching()
+        self._fetching = Fetching(self._catalog.root)
         self._files = _Files(max_files, self._catalog.root)
         self._buffers = _Buffers(max_spare)
 
@@ -103,14 +103,22 @@ class Reader:
         return self._blobs.resolve(addresses)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the store, or a file that was read of it, lies on a storage."""
+        return self._catalog.root.storage is not None or self._files.remote
+
+    @property
     def traffic(self) -> Traffic:
         """What this process asked of the storages that were read."""
         return self._fetching.traffic
 
     def expect(self, extents: Extents) -> bool:
         """Takes note that all of these will be read; whether any of them is remote, so that `prefetch` may help."""
-        self._fetching.expect(extents, self._catalog.root)
-        return any("://" in path for path in extents.paths)
+        remote = any("://" in path for path in extents.paths)
+        if remote:
+            self._fetching.expect(extents)
+            self._files.numbers(extents.paths)
+        return remote
 
     def prefetch(self, wanted: Sequence[tuple[Extents, Indices]]) -> None:
         """Brings what is remote of these rows into the cache, where there is room."""

@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from deeplake_loader.storage.mirror import Mirror
 from deeplake_loader.storage.objects import Span
+from deeplake_loader.storage.pages import PAGE, SEGMENT, Spans
 from deeplake_loader.store import Root
 
 
@@ -21,7 +23,7 @@ class Mapped:
     """
 
     def __init__(self, mirror: Mirror, name: str, size: int) -> None:
-        self._mirror, self._name = mirror, name
+        self._mirror, self._name, self._touched = mirror, name, set[int]()
         mirror.learn(name, size)
         self._copy = mirror.copy(name)  # held: a copy that is given up meanwhile is still this one
         if self._copy is None:
@@ -36,12 +38,23 @@ class Mapped:
             NotFoundError, CorruptionError, StoreError: they cannot be had.
         """
         wanted = np.array(spans, np.int64).reshape(-1, 2)
-        fetched = self._mirror.fetch({self._name: wanted})
+        fetched = self._mirror.fetch({self._name: wanted}, self._expected(wanted))
         for start, body in fetched.bodies.get(self._name, ()):
             self.memory[start : start + len(body)] = body
         if self._copy is not None and self._copy.given_up:  # fetched into its successor
             for start, stop in spans:
                 self.memory[start:stop] = self._mirror.read(self._name, start, stop)
+
+    def _expected(self, wanted: Spans) -> dict[str, npt.NDArray[np.bool_]]:
+        """The pages of segments that are looked at for the second time: a few rows are fetched alone, a search or an
+        epoch does not ask for every MB."""
+        mask = np.zeros(-(-len(self.memory) // PAGE), np.bool_)
+        for first, last in (wanted // SEGMENT).tolist():
+            for segment in range(first, last + 1):
+                if segment in self._touched:
+                    mask[segment * SEGMENT // PAGE : (segment + 1) * SEGMENT // PAGE] = True
+                self._touched.add(segment)
+        return {self._name: mask}
 
     def reload(self, start: int, stop: int) -> None:
         """The same after their checksum was wrong: fetched again."""

@@ -12,6 +12,8 @@ from deeplake_loader.decode.engine import choose_engine
 from deeplake_loader.decode.transforms import Image, Raw, Video
 from deeplake_loader.errors import InputError
 from deeplake_loader.reader import Reader
+from deeplake_loader.storage.traffic import Traffic
+from deeplake_loader.stream.ahead import Ahead, ahead_of
 from deeplake_loader.stream.device import Batch, Mover
 from deeplake_loader.stream.late import late_floats
 from deeplake_loader.stream.loading import Feed, Loader, Made
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from deeplake_loader.decode.dali import DaliDecoder
 
 _MOST_THREADS = 16  # by default; more decoding threads than that wait for the interpreter
+_NONE = Traffic()
 _READERS = 2  # one's Python then overlaps the other's read: 1.5 times as fast as one with two native threads
 
 
@@ -60,7 +63,12 @@ class Pass(Iterator[Batch]):
         cursor = assigned.epoch, assigned.base
         self._bar = _bar(options, schedule, cursor) if worker is None else None
         feeds, close = open_feeds(sources, spare=options.prefetch + 2, threads=_READERS // readers)
+        self._readers = [reader for reader in {id(f.reader): f.reader for f in feeds}.values() if reader.is_remote]
+        self._ahead: Ahead | None = None
         try:
+            steps = schedule.batches(cursor, first=assigned.first, stride=assigned.stride)
+            self._ahead = ahead_of(steps, feeds, prefetch=options.prefetch)
+            self._before = self._traffic()
             decoder = _decoder(sources, options, mover)
             loader = Loader(feeds, options.seed, options.on_error, mover, decoder, options.shaping)
             self._pipeline: Pipeline[Step, Made] = Pipeline(
@@ -81,6 +89,8 @@ class Pass(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         made = next(self._pipeline)
+        if self._ahead is not None:
+            self._ahead.step()
         self._meter.failures.add(made.bad, made.samples)
         batch = made.receive()
         self._meter.add(
@@ -99,10 +109,16 @@ class Pass(Iterator[Batch]):
     @property
     def stats(self) -> Stats:
         """The numbers now."""
-        return self._meter.snapshot(self._pipeline.ready)
+        traffic = self._traffic() - self._before if self._readers else _NONE
+        return self._meter.snapshot(self._pipeline.ready, traffic)
+
+    def _traffic(self) -> Traffic:
+        return sum((reader.traffic for reader in self._readers), _NONE)
 
     def close(self) -> None:
         """Ends the threads and closes the files."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._pipeline.close()
         if self._bar is not None:
             self._bar.close()

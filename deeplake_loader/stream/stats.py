@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from multiprocessing import context, reduction
 from typing import Any, NamedTuple
 
+from deeplake_loader.storage.traffic import Traffic
 from deeplake_loader.stream.failures import BadSample, Failures
 from deeplake_loader.stream.shared import anonymous_file
 
@@ -49,7 +50,9 @@ class Stats:
     ``prefetch``; ``readers`` and ``threads``, those that read and that decode. ``bad``: samples that were skipped or
     replaced, ``skipped`` the newest 1,000 of them (of this process: DataLoader's workers only count theirs, and name
     them in each batch's ``_bad``). ``retries``: samples read a second time. ``workers``: DataLoader's, 0 without.
-    ``epoch`` and ``position``: the cursor behind the newest batch.
+    ``epoch`` and ``position``: the cursor behind the newest batch. What this process asked of object storage since the
+    pass began: ``gets``, requests for bytes, ``fetched``, bytes that came, ``hits``, bytes that were in the cache
+    already, ``resent``, requests sent again after a failure, ``hedges``, second requests beside slow ones.
     """
 
     samples: int = 0
@@ -70,6 +73,11 @@ class Stats:
     workers: int = 0
     epoch: int = 0
     position: int = 0
+    gets: int = 0
+    fetched: int = 0
+    hits: int = 0
+    resent: int = 0
+    hedges: int = 0
     skipped: tuple[BadSample, ...] = ()
 
     @property
@@ -152,10 +160,21 @@ class Meter:
             *cursor,
         )
 
-    def snapshot(self, queue: int) -> Stats:
+    def snapshot(self, queue: int, traffic: Traffic) -> Stats:
         """The numbers now."""
         failures, totals = self.failures, self._totals._asdict()
-        return replace(self._fixed, queue=queue, bad=failures.count, skipped=tuple(failures.newest), **totals)
+        return replace(
+            self._fixed,
+            queue=queue,
+            bad=failures.count,
+            skipped=tuple(failures.newest),
+            gets=traffic.gets,
+            fetched=traffic.bytes_read,
+            hits=traffic.hits,
+            resent=traffic.retries,
+            hedges=traffic.hedges,
+            **totals,
+        )
 
 
 _SHARED = tuple(field.name for field in fields(Stats) if field.name != "skipped")
