@@ -316,10 +316,9 @@ class Branches:
     def ancestors(self, node: int) -> set[int]:
         """The node and all before it."""
         rows = self._catalog.fetchall(
-            "WITH RECURSIVE found (id) AS (SELECT ? UNION "
-            "SELECT n.parent FROM found f JOIN _dl_nodes n ON n.id = f.id WHERE n.parent IS NOT NULL UNION "
-            "SELECT n.other FROM found f JOIN _dl_nodes n ON n.id = f.id WHERE n.other IS NOT NULL) "
-            "SELECT id FROM found",
+            "WITH RECURSIVE edges (child, id) AS (SELECT id, parent FROM _dl_nodes WHERE parent IS NOT NULL UNION ALL "
+            "SELECT id, other FROM _dl_nodes WHERE other IS NOT NULL), found (id) AS (SELECT CAST(? AS BIGINT) UNION "
+            "SELECT e.id FROM found f JOIN edges e ON e.child = f.id) SELECT id FROM found",
             (node,),
         )
         return {int(found) for (found,) in rows}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deeplake_loader.errors import StoreError
-from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.parts import Parts
 from deeplake_loader.plans import Plans
+from deeplake_loader.postgres.branching import PostgresBranchWriter, PostgresReferences, PostgresViews
 from deeplake_loader.postgres.catalog import PostgresCatalog
 from deeplake_loader.postgres.history import PostgresHistory
 from deeplake_loader.postgres.matrices import Matrices
@@ -16,14 +16,11 @@ from deeplake_loader.postgres.search import PostgresIndexes, PostgresStatements
 from deeplake_loader.postgres.statements import PostgresRunner
 from deeplake_loader.postgres.vectors import register
 from deeplake_loader.postgres.writing import PostgresWriter
-from deeplake_loader.references import References
 from deeplake_loader.search.candidates import LiveRows
 from deeplake_loader.search.copies import Copies
 from deeplake_loader.search.engine import Searcher
 from deeplake_loader.shards import Shards
-from deeplake_loader.types import quote_identifier
 from deeplake_loader.vectors import Vectors
-from deeplake_loader.views import Views
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
@@ -34,16 +31,12 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     """The parts of the handle ``source`` on a store whose catalog is a PostgreSQL database."""
     if not isinstance(catalog, PostgresCatalog):
         raise StoreError(f"{catalog!r} is no catalog in a PostgreSQL database")
-    catalog.history = PostgresHistory(catalog)
+    catalog.history = history = PostgresHistory(catalog)
     shards, vectors = Shards(catalog), Vectors(catalog)
-    indexes, views = PostgresIndexes(catalog, vectors), Views(catalog)
-    overlays = BranchWriter(catalog, views)
-    references = References(catalog, views, overlays)
-    schema = PostgresSchema(catalog)
-    main = quote_identifier(catalog.address.schema)
-    writer = PostgresWriter(
-        catalog, shards, vectors, source, lambda table: f"{main}.{quote_identifier(table)}", lambda: schema.pgvector
-    )
+    indexes, views = PostgresIndexes(catalog, vectors), PostgresViews(catalog, history)
+    overlays, references = PostgresBranchWriter(catalog, views, history), PostgresReferences()
+    schema = PostgresSchema(catalog, history)
+    writer = PostgresWriter(catalog, shards, vectors, source, overlays.target, lambda: schema.pgvector)
     copies = Copies(catalog, vectors.matrix)
     searcher = Searcher(vectors.matrix, vectors.gather, copies)
     statements = PostgresStatements(

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.branches import MAIN, Branch, Point, overlay_name, shadow_name
-from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import LockedError, NotFoundError
+from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.postgres import rewriting
 from deeplake_loader.postgres.names import physical
+from deeplake_loader.references import References
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
+from deeplake_loader.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,18 +32,21 @@ if TYPE_CHECKING:
     from deeplake_loader.postgres.history import PostgresHistory
     from deeplake_loader.sql.plan import Plan
 
+_GIVEN = f"{RESERVED_PREFIX}given"
 _RESERVED_PLACES = ("public", "information_schema", "pg_", RESERVED_PREFIX)
 
 
-class PostgresViews(Participant):
-    """What one handle shows; see `views.Views`."""
+class PostgresViews(Views):
+    """What one handle shows, by other means than the TEMP tables of `views.Views`, of which nothing is used here."""
+
+    _catalog: PostgresCatalog
 
     def __init__(self, catalog: PostgresCatalog, history: PostgresHistory) -> None:
         self._catalog, self._history = catalog, history
         self.branch, self.fixed = MAIN, False
-        self._point = Point(MAIN, 0)
+        self._seq = 0
         self._texts: list[str] = []
-        self._committed = self._shown()
+        self._committed = self.point
         catalog.participants.append(self)
 
     @property
@@ -52,16 +57,13 @@ class PostgresViews(Participant):
     @property
     def point(self) -> tuple[int, bool, int]:
         """What is shown: the branch, whether as of a fixed commit, and which."""
-        return self.branch, self.fixed, self._point.seq
-
-    def _shown(self) -> tuple[int, bool]:
-        return self.branch, self.fixed
+        return self.branch, self.fixed, self._seq
 
     def show(self, branch: int) -> None:
         """Show a branch as it is from now on."""
         self._go(branch)
         if not self._catalog.in_transaction:
-            self._committed = self._shown()
+            self._committed = self.point
 
     def _go(self, branch: int) -> None:
         path = () if branch == MAIN else (self._history.branches.place(branch),)
@@ -70,17 +72,17 @@ class PostgresViews(Participant):
 
     def show_point(self, point: Point) -> None:
         """Show a point of history, which never changes, on a handle that shows nothing else from now on."""
-        self.branch, self.fixed, self._point = point.branch, True, point
+        self.branch, self.fixed, self._seq = point.branch, True, point.seq
         self._catalog.branch = point.branch
-        self._committed = self._shown()
+        self._committed = self.point
         for table in self._catalog.tables().values():
             rows, _ = self._history.select(table.name, point)
             names = quote_identifiers(c.name for c in self._history.shape(table.name).columns)
             name = quote_identifier(table.name)
             self._texts.append(f"CREATE TEMP VIEW {name} ({names}) AS {rows}")
-        self._catalog.add_hook(self._make)
+        self._catalog.add_hook(self._make_views_of_point)
 
-    def _make(self, connection: Any) -> None:
+    def _make_views_of_point(self, connection: Any) -> None:
         with connection.transaction():
             connection.execute("SET TRANSACTION READ WRITE")  # a read-only handle may write nothing but these
             for text in self._texts:
@@ -129,18 +131,18 @@ class PostgresViews(Participant):
 
     # -- taking part in transactions -------------------------------------------------------------------------------
 
-    def savepoint(self) -> tuple[int, bool]:
-        return self._shown()
+    def savepoint(self) -> tuple[int, bool, int]:
+        return self.point
 
     def rollback_to(self, token: object) -> None:
         if isinstance(token, tuple) and not self.fixed:
             self._go(token[0])
 
     def committed(self) -> None:
-        self._committed = self._shown()
+        self._committed = self.point
 
     def rolled_back(self) -> None:
-        if self._shown() != self._committed:
+        if self.point != self._committed:
             self._go(self._committed[0])
 
     def forked(self) -> None:
@@ -152,12 +154,13 @@ def lock_of(catalog: PostgresCatalog) -> tuple[int, int]:
     return catalog.branch, 7_340_033
 
 
-class PostgresBranchWriter:
-    """Writes on the branch that a handle shows; main needs no preparation. See `overlays.BranchWriter`."""
+class PostgresBranchWriter(BranchWriter):
+    """Writes on the branch that a handle shows; main needs no preparation."""
+
+    _catalog: PostgresCatalog
 
     def __init__(self, catalog: PostgresCatalog, views: PostgresViews, history: PostgresHistory) -> None:
         self._catalog, self._views, self._history = catalog, views, history
-        self._open: set[tuple[int, str]] = set()
 
     def target(self, table: str) -> str:
         """The real table that a statement on ``table`` writes, as SQL names it."""
@@ -214,12 +217,34 @@ class PostgresBranchWriter:
             keys, used = found.keys(key)
             run(self._taking(branch, table.name, keys), [values[i] for i in used])
             self._catalog.execute("SELECT set_config('deeplake.copying', '', true)")
+        if found.given is not None:
+            self._take_given(branch, table.name, *found.rows_into(_GIVEN), values, run)
         return found.on(self.target(table.name))
 
-    def raise_ids(self, _table: str) -> None:
+    def _take_given(
+        self, branch: int, table: str, text: str, used: list[int], values: Sequence[Any], run: Callable[..., Any]
+    ) -> None:
+        """Take over the rows that an upsert's rows collide with, before it runs."""
+        own = self._history.real(overlay_name(branch, table))
+        self._catalog.execute(f"CREATE TEMP TABLE {_GIVEN} ON COMMIT DROP AS SELECT * FROM {own} WITH NO DATA")
+        run(text, [values[i] for i in used])
+        self._catalog.fetchone("SELECT _dl_take_given(?, ?, ?)", (branch, table, _GIVEN))
+        self._catalog.execute(f"DROP TABLE {_GIVEN}")
+
+    def own_insert(self, plan: Plan) -> str:
+        """The text of an INSERT on the branch's overlay; any other plan's own text."""
+        table = None if self._views.on_main or plan.kind != "insert" else self._catalog.table(plan.target or "")
+        found = None if table is None else rewriting.change_of(plan.sql, table.name)
+        if table is None or found is None or found.given is not None:
+            return plan.sql
+        self.ensure(self._views.branch, table.name)
+        return found.on(self.target(table.name))
+
+    def raise_ids(self, table: str) -> None:
         """Nothing to do: main and every branch draw their ids from one sequence."""
 
-    return_ids = raise_ids
+    def return_ids(self, table: str) -> None:
+        """Nothing to do, as before."""
 
     # -- a branch's beginning and end ------------------------------------------------------------------------------
 
@@ -281,8 +306,11 @@ class PostgresBranchWriter:
         self._catalog.fetchone("SELECT pg_advisory_xact_lock(?, ?)", (branch, number))
 
 
-class PostgresReferences:
+class PostgresReferences(References):
     """Foreign keys of a branch are checked by triggers on its overlays, so there is nothing to settle from here."""
+
+    def __init__(self) -> None:
+        """Nothing is kept."""
 
     def settle(self, table: str) -> None:
         """Nothing: the statement has already failed or done what its actions ask for."""

@@ -16,10 +16,15 @@ from deeplake_loader.types import quote_identifier
 _UNSTABLE = frozenset({*VOLATILE, "nextval", "clock_timestamp", "gen_random_uuid", "setval", "timeofday"})
 
 
+Span = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """``sql[start:stop]`` names the table; ``alias`` is the name it has in the statement, written there or not;
-    ``chosen``, of an UPDATE or DELETE, are the parts of (other sources, condition) and where the statement begins."""
+    ``chosen``, of an UPDATE or DELETE, are where the statement begins, the table's text, and the spans of its other
+    sources and its condition; ``given``, of an INSERT with ON CONFLICT, where it begins and the span of columns and rows.
+    """
 
     sql: str
     start: int
@@ -27,7 +32,8 @@ class Change:
     alias: str
     aliased: bool
     tokens: tuple[Token, ...]
-    chosen: tuple[int, str, tuple[int, int] | None, tuple[int, int] | None] | None = None
+    chosen: tuple[int, str, Span | None, Span | None] | None = None
+    given: tuple[int, Span] | None = None
 
     def on(self, table: str) -> str:
         """The statement on another table, which keeps the name by which the statement knows its own."""
@@ -49,7 +55,15 @@ class Change:
             text += f" WHERE {self._part(condition, used)}"
         return text, used
 
-    def _part(self, span: tuple[int, int], used: list[int]) -> str:
+    def rows_into(self, table: str) -> tuple[str, list[int]]:
+        """An INSERT of an upsert's rows into another table, and which of the values (from 0) it has."""
+        if self.given is None:
+            raise ValueError("only an upsert has rows that may be there already")
+        used: list[int] = []
+        head = self._part((0, self.given[0]), used)
+        return f"{head}INSERT INTO {table} {self._part(self.given[1], used)}", used
+
+    def _part(self, span: Span, used: list[int]) -> str:
         parts, at = list[str](), span[0]
         for token in self.tokens:
             if token.kind == "parameter" and span[0] <= token.start < span[1]:
@@ -109,14 +123,18 @@ class _Clauses:
         ):  # fmt: skip
             alias, aliased = self.sql[flat[after].start : flat[after].stop], True
             after += 1
-        chosen = None
+        chosen, given = None, None
+        conflict = next((t for t in flat[after:] if t.kind == "word" and t.text == "conflict"), None)
+        if flat[self.verb].text == "insert" and conflict is not None:
+            before = flat[flat.index(conflict) - 1]
+            given = flat[self.verb].start, (flat[after - 1].stop, before.start)
         if flat[self.verb].text != "insert":
             if any(t.kind == "word" and t.text in _UNSTABLE for t in self.tokens):
                 return None
             chosen = self._chosen(self.sql[start:stop], after)
-        return Change(self.sql, start, stop, alias, aliased, self.tokens, chosen)
+        return Change(self.sql, start, stop, alias, aliased, self.tokens, chosen, given)
 
-    def _chosen(self, source: str, after: int) -> tuple[int, str, tuple[int, int] | None, tuple[int, int] | None]:
+    def _chosen(self, source: str, after: int) -> tuple[int, str, Span | None, Span | None]:
         marks = {}
         wanted = {"update": ("from", "where", "returning"), "delete": ("using", "where", "returning")}
         for token in self.flat[after:]:
@@ -124,7 +142,7 @@ class _Clauses:
                 marks[token.text] = token
         ends = sorted([t.start for t in marks.values()] + [self.end])
 
-        def span(word: str) -> tuple[int, int] | None:
+        def span(word: str) -> Span | None:
             token = marks.get(word)
             return None if token is None else (token.stop, next(e for e in ends if e > token.start))
 

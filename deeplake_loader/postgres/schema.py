@@ -21,6 +21,7 @@ from deeplake_loader.types import Column, ColumnType, Table, quote_identifier
 
 if TYPE_CHECKING:
     from deeplake_loader.postgres.catalog import PostgresCatalog
+    from deeplake_loader.postgres.history import PostgresHistory
     from deeplake_loader.sql.plan import Plan
 
 _COLUMNS = """
@@ -38,8 +39,8 @@ _RIGID_KEYS = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass A
 class PostgresSchema:
     """Runs CREATE, ALTER and DROP for one handle."""
 
-    def __init__(self, catalog: PostgresCatalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: PostgresCatalog, history: PostgresHistory) -> None:
+        self._catalog, self._history = catalog, history
 
     def change(self, plan: Plan, sql: str) -> None:
         """Do what a definition says, within the open transaction.
@@ -88,15 +89,16 @@ class PostgresSchema:
         self._run(declared, reading)
         self._loosen_references(name)
         self._catalog.put_table(self.introspect(name, declared.apart), reading.sql)
-        self._catalog.history.install(name)
+        self._history.install(name)
 
     def _drop_table(self, plan: Plan, reading: Reading) -> None:
         table = self._known(plan)
         if table is None:
             self._as_written(plan, reading)
             return
+        self._history.refuse_loss(table.name, "true", f"the rows of {table.name!r}", "drop the table")
+        self._history.drop(table.name)
         self._as_written(plan, reading)
-        self._catalog.history.drop(table.name)
         self._catalog.drop_table(table.name)
 
     def _alter(self, plan: Plan, reading: Reading) -> None:
@@ -106,6 +108,8 @@ class PostgresSchema:
             return
         before = self._numbers(table.name)
         declared = alter_table(reading, pgvector=self.pgvector)
+        self._refuse_lost_columns(table, reading)
+        self._history.aside(table.name)
         self._run(declared, reading)
         if self._catalog.fetchone("SELECT to_regclass(?)", (self._qualified(table.name),))[0] is None:
             raise UnsupportedSQLError(
@@ -115,10 +119,23 @@ class PostgresSchema:
         apart = {renames.get(c.name, c.name): c.type for c in table.columns if not c.type.is_scalar}
         self._loosen_references(table.name)
         for old, new in renames.items():
-            self._catalog.history.rename_column(table.name, old, new)
+            self._history.rename_column(table.name, old, new)
         after = self.introspect(table.name, {**apart, **declared.apart})
         self._catalog.put_table(after, reading.sql)
-        self._catalog.history.rebuild(table.name)
+        self._history.rebuild(table.name)
+
+    def _refuse_lost_columns(self, table: Table, reading: Reading) -> None:
+        words = [(t.kind, t.text) for t in reading.tokens]
+        for i, word in enumerate(words):
+            if word != ("word", "drop"):
+                continue
+            at = i + 1
+            while words[at][0] == "word" and words[at][1] in ("column", "if", "exists"):
+                at += 1
+            column = table.column(words[at][1])
+            if column is not None:
+                given = f"{quote_identifier(column.name)} IS NOT NULL"
+                self._history.refuse_loss(table.name, given, f"values of {column.name!r}", "drop the column")
 
     def _known(self, plan: Plan) -> Table | None:
         found = self._catalog.table(plan.target or "")

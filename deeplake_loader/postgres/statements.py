@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from deeplake_loader.batches import Batch
     from deeplake_loader.columnar import ColumnarRows
     from deeplake_loader.inspection import Description
-    from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.plans import Plans
+    from deeplake_loader.postgres.branching import PostgresBranchWriter
     from deeplake_loader.postgres.catalog import PostgresCatalog
     from deeplake_loader.postgres.search import PostgresStatements
     from deeplake_loader.postgres.writing import PostgresWriter
@@ -48,7 +48,7 @@ class PostgresRunner:
 
     def __init__(
         self, catalog: PostgresCatalog, source: Source, plans: Plans, writer: PostgresWriter, schema: PostgresSchema,
-        views: Views, overlays: BranchWriter, references: References, statements: PostgresStatements,
+        views: Views, overlays: PostgresBranchWriter, references: References, statements: PostgresStatements,
     ) -> None:  # fmt: skip
         self._catalog, self._source, self._plans, self._writer = catalog, source, plans, writer
         self._schema, self._views, self._overlays, self._references = schema, views, overlays, references
@@ -87,7 +87,7 @@ class PostgresRunner:
         self._reads[sql] = plan
 
     def _query(self, plan: Plan, params: object, sql: str) -> RowSet:
-        if self._catalog.in_transaction or plan.fast is not None:
+        if self._catalog.in_transaction or plan.fast is not None or not self._views.on_main:
             with self._catalog.snapshot():
                 return self.select(plan, params, sql)
         try:
@@ -101,6 +101,7 @@ class PostgresRunner:
         return self.select(again, params, sql)
 
     def select(self, plan: Plan, params: object, sql: str) -> RowSet:
+        self._views.refresh(plan.reads)
         if plan.fast is not None:
             found = self._statements.fetch(
                 plan, plan.fast, params, sql, lambda text, values, user_sql: self.rows(plan, text, values, user_sql)
@@ -116,6 +117,7 @@ class PostgresRunner:
     def columnar(self, plan: Plan, params: object, sql: str) -> ColumnarRows:
         from deeplake_loader.postgres.streaming import columnar
 
+        self._views.refresh(plan.reads)
         return columnar(self._catalog, self._types, plan, self._writer.bind(plan, params).values, sql)
 
     def _run(self, plan: Plan, text: str, values: Sequence[Any], sql: str, *, question: bool = False) -> Cursor:
@@ -139,6 +141,7 @@ class PostgresRunner:
     def _change(self, sql: str, params: object) -> RowSet:
         with self._catalog.transaction():
             plan = self.plan(sql)
+            self._views.refresh(plan.reads)
             if plan.kind in _DEFINITIONS:
                 self._schema.change(plan, sql)
                 self._types.forget()
@@ -149,7 +152,7 @@ class PostgresRunner:
         bound = self._writer.bind(plan, params)
         key = self._returned_key(plan, sql)
         text = plan.sql if key is None else f"{plan.sql} RETURNING {quote_identifier(key)}"
-        cursor = self._written(plan, text, bound, params, sql)
+        cursor = self._written(plan, text, bound, sql)
         lastrowid = None
         if key is not None:
             rows = cursor.fetchall()
@@ -160,7 +163,8 @@ class PostgresRunner:
             return self._rowset(plan, cursor)
         return RowSet((), (), [], rowcount=max(cursor.rowcount, 0), lastrowid=lastrowid, returns_rows=False)
 
-    def _written(self, plan: Plan, text: str, bound: Bound, _params: object, sql: str) -> Cursor:
+    def _written(self, plan: Plan, text: str, bound: Bound, sql: str) -> Cursor:
+        text = self._overlays.prepare(plan, text, bound.values, lambda keys, values: self._run(plan, keys, values, sql))
         return self._run(plan, text, bound.values, sql)
 
     def _follow_ids(self, plan: Plan) -> None:
@@ -190,8 +194,10 @@ class PostgresRunner:
             bound = [self._writer.bind(plan, params, row=i) for i, params in enumerate(rows)]
             if not bound:
                 return 0
+            self._views.refresh(plan.reads)
+            text = self._overlays.own_insert(plan)  # UPDATE and DELETE run on the branch's view
             total = self._catalog.raw_many(
-                plan.sql, [b.values for b in bound], user_sql=sql, place=lambda at: self._place(sql, at)
+                text, [b.values for b in bound], user_sql=sql, place=lambda at: self._place(sql, at)
             )
             self._follow_ids(plan)
             for one in bound:
@@ -206,6 +212,7 @@ class PostgresRunner:
     # -- bulk ------------------------------------------------------------------------------------------------------
 
     def insert_batch(self, table: Table, batch: Batch, first_row: int, validate: Validate) -> None:
+        self._views.refresh([table.name])
         self._overlays.ensure(self._views.branch, table.name)
         columns, key = dict(batch.columns), self._keys.counted(table)
         given = key is not None and any(str(name).lower() == key.lower() for name in columns)

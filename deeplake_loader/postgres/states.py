@@ -221,6 +221,17 @@ CREATE FUNCTION @b@._dl_clash(main regclass, index regclass) RETURNS text LANGUA
   WHERE i.indexrelid = index GROUP BY i.indpred, i.indrelid
 $$;
 
+CREATE FUNCTION @b@._dl_take_given(number bigint, tbl text, given text) RETURNS void LANGUAGE plpgsql
+  SET search_path = @path@ AS $$
+-- takes over main's rows that the rows of an upsert collide with: a row that its own statement brought it may not change
+DECLARE main regclass := format('%I.%I', @ml@, tbl)::regclass;
+BEGIN
+  EXECUTE (SELECT @b@._dl_take(number, tbl, string_agg(format('SELECT %s FROM %s x JOIN pg_temp.%I g ON %s',
+    @b@._dl_listed('x.', @b@._dl_key(main)), @b@._dl_ours('f', number, tbl), given,
+    replace(@b@._dl_clash(main, i.indexrelid), '($1)', '(g)')), ' UNION '))
+    FROM pg_index i WHERE i.indrelid = main AND i.indisunique);
+END $$;
+
 CREATE FUNCTION @b@._dl_watch_uniques(number bigint, tbl text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = @path@ AS $$
 -- before a row enters the overlay, main's rows that it could collide with are taken over: the real constraint decides
