@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs 
     from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.rows import Source
     from deeplake_loader.search.copies import Copies
+    from deeplake_loader.search.statements import Statements
     from deeplake_loader.shards import Shards
     from deeplake_loader.types import Table
     from deeplake_loader.vectors import Vectors
@@ -37,6 +38,7 @@ class MergingVerbs:
     _overlays: BranchWriter
     _indexes: Indexes
     _copies: Copies
+    _statements: Statements
 
     def _begin_merging(self, source: Source) -> None:
         self._contents = Contents(self._shards, self._vectors)
@@ -133,7 +135,7 @@ class MergingVerbs:
 
     def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
         """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
-        make the lists that vector indexes lack.
+        make the lists that vector indexes lack, and over PostgreSQL the matrices that searches scan.
 
         Args:
             keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
@@ -150,6 +152,8 @@ class MergingVerbs:
                 pruning.prune(self._catalog, retention.period(keep, "keep"))
         for index in () if self._catalog.in_transaction else self._indexes.all():
             self._indexes.build(index)
+        if not self._catalog.in_transaction:
+            self._statements.optimize()
         if scan_copies:
             self._copies.build()
 
