@@ -130,6 +130,8 @@ def encode_many(
             None if value is None else encode(type, value, validate=validate, where=f"{where}, row {first_row + row}")
         )
 
+    if all(value is None for value in values):  # every one has its address already
+        return [None] * len(values)
     threads = threads or _cores()
     if threads == 1 or len(values) < 2 or not _is_parallel(type, values, validate):
         return [one(item) for item in enumerate(values)]
