@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deeplake_loader import history
+from deeplake_loader import file_views, history
 from deeplake_loader.branches import MAIN, Branch, Branches, Point, overlay_name, shadow_name
 from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import ConstraintError, InputError, SQLError, UnsupportedSQLError
@@ -64,9 +64,11 @@ class Schema:
         known = self._catalog.table(table.name)
         if known is not None and known.name != table.name:  # SQLite takes Ä and ä for two names, this catalog for one
             raise SQLError(f"there is already a table {known.name!r}; names must differ in more than case", sql=sql)
+        file_views.make_way(self._catalog, table.name)
         self._catalog.execute(plan.sql, user_sql=sql)
         history.install(self._catalog, table.name)
         self._catalog.put_table(table, sql)
+        file_views.create(self._catalog, table)
         self._index_vectors(table)
 
     def _drop_table(self, plan: Plan, sql: str) -> None:
@@ -233,14 +235,18 @@ class _ViewsAside:
         self._catalog, self._table, self._holders = catalog, table, branches
 
     def __enter__(self) -> None:
+        file_views.drop(self._catalog, self._table)
         for branch in self._holders:
             drop_public_views(self._catalog, branch)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        table = self._catalog.table(self._table)
+        if kind is None and table is not None:
+            file_views.create(self._catalog, table)
         if kind is None:
             for branch in self._holders:
-                for table in Branches(self._catalog).overlays(branch.id):
-                    create_public_view(self._catalog, branch.id, table, branch.name)
+                for overlaid in Branches(self._catalog).overlays(branch.id):
+                    create_public_view(self._catalog, branch.id, overlaid, branch.name)
 
 
 def _vector_indexes(table: Table) -> list[str]:

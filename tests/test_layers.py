@@ -62,6 +62,7 @@ RANKS = {
     "search": 6,
     "clips": 7,
     "media": 8,
+    "warming": 8,
     "checkout": 8,
     "recall": 8,
     "inventory": 8,
