@@ -10,7 +10,7 @@ import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 from deeplake_loader import scalars
 from deeplake_loader.errors import InputError, StoreError
@@ -50,6 +50,17 @@ class Source(Protocol):
     def decode_blob(self, address: int, transform: object | None, options: dict[str, Any]) -> torch.Tensor: ...
     def vector(self, address: int) -> np.ndarray: ...
     def vectors(self, addresses: np.ndarray) -> np.ndarray: ...
+
+
+class Answer(Protocol):
+    """The rows of a statement as its driver holds them, which become records when they are looked at."""
+
+    @property
+    def count(self) -> int: ...
+    def records(self) -> list[tuple[Any, ...]]: ...
+    def arrow(self, i: int, kind: ColumnType | None, wanted: pa.DataType | None) -> pa.Array | None:
+        """Column i as an array, or None where that goes by way of Python's values."""
+        ...
 
 
 class _Handle:
@@ -127,9 +138,9 @@ class Vector(_Handle):
     __slots__ = ()
 
     @classmethod
-    def of(cls, source: Source, kind: ColumnType, numbers: bytes) -> Vector:
+    def of(cls, source: Source | None, kind: ColumnType, numbers: bytes) -> Vector:
         """A vector that is here: its little-endian numbers of the column's dtype."""
-        vector = cls(source, kind, 0)
+        vector = cls(cast("Source", source), kind, 0)  # which is never asked
         vector._address = numbers
         return vector
 
@@ -224,7 +235,7 @@ class RowSet(Sequence[Row]):
     ``rowcount``: rows returned, or changed by a statement without RETURNING. ``lastrowid``: the id that a single-row
     INSERT got, else None. Pickling keeps records and types and drops the source, so blobs of a copy cannot be read.
     ``decoded`` says that the records hold Python's values (and the numbers of vectors, as bytes), as PostgreSQL's
-    driver gives them.
+    driver gives them; ``answer`` is what it got them from, if they are made when they are asked for.
     """
 
     def __init__(
@@ -238,14 +249,23 @@ class RowSet(Sequence[Row]):
         lastrowid: int | None = None,
         returns_rows: bool = True,
         decoded: bool = False,
+        answer: Answer | None = None,
     ) -> None:
         visible = sum(not n.startswith(KEY_PREFIX) for n in names)
         self.names, self.types = tuple(names[:visible]), tuple(types[:visible])
-        self.rowcount = len(records) if rowcount is None else rowcount
+        self._count = len(records) if answer is None else answer.count
+        self.rowcount = self._count if rowcount is None else rowcount
         self.lastrowid, self.returns_rows = lastrowid, returns_rows
-        self._records, self._source, self._width, self._position = records, source, len(names), 0
+        self._held, self._source, self._width, self._position = records, source, len(names), 0
+        self._answer = answer
         self._decoded = decoded
         self._decoders = tuple(_decoder(kind, source, decoded) for kind in self.types)
+
+    @property
+    def _records(self) -> list[tuple[Any, ...]]:
+        if self._answer is not None:
+            self._held, self._answer = self._answer.records(), None
+        return self._held
 
     @property
     def decoded(self) -> bool:
@@ -257,7 +277,7 @@ class RowSet(Sequence[Row]):
         return self.names
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -275,7 +295,7 @@ class RowSet(Sequence[Row]):
         if width != self._width:
             records = [r[:width] for r in records]
         if not any(decoders):
-            return map(make, records)
+            return iter(records) if records and type(records[0]) is make else map(make, records)  # type: ignore[arg-type]
         return (
             make([v if d is None or v is None else d(v) for v, d in zip(r, decoders, strict=True)]) for r in records
         )
@@ -294,12 +314,12 @@ class RowSet(Sequence[Row]):
 
     def fetchall(self) -> list[Row]:
         """The rows that no fetch has returned yet."""
-        return self.fetchmany(len(self._records))
+        return self.fetchmany(self._count)
 
     def scalar(self) -> Any:
         """The first column of the first row, or None when there is no row."""
         self._require_rows()
-        return self[0][0] if self._records else None
+        return self[0][0] if self._count else None
 
     def _require_rows(self) -> None:
         if not self.returns_rows:
@@ -354,6 +374,9 @@ class RowSet(Sequence[Row]):
         import pyarrow as pa
 
         kind = self.types[i]
+        made = None if self._answer is None else self._answer.arrow(i, kind, _arrow_type(kind))
+        if made is not None:
+            return made
         if kind is not None and kind.is_vector:
             return self._arrow_vectors(i, kind)
         if kind is not None and kind.is_blob:
@@ -436,10 +459,10 @@ def _decoder(kind: ColumnType | None, source: Source | None, decoded: bool) -> C
         return None
     if kind.is_scalar:
         return None if decoded else scalars.from_sql(kind)
-    if source is None:
-        return None
     if kind.is_vector and decoded:
         return lambda numbers: Vector.of(source, kind, numbers)
+    if source is None:
+        return None
     return lambda address: (Vector if kind.is_vector else Blob)(source, kind, address)
 
 

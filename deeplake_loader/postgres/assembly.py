@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from deeplake_loader.errors import StoreError
 from deeplake_loader.parts import Parts
 from deeplake_loader.plans import Plans
+from deeplake_loader.postgres import results
 from deeplake_loader.postgres.branching import PostgresBranchWriter, PostgresReferences, PostgresViews
 from deeplake_loader.postgres.catalog import PostgresCatalog
 from deeplake_loader.postgres.history import PostgresHistory
@@ -44,9 +45,8 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
         lambda *given: runner.rows(*given),
     )  # fmt: skip
     catalog.add_hook(register)
-    runner = PostgresRunner(
-        catalog, source, Plans(catalog), writer, schema, views, overlays, references, statements
-    )
+    catalog.add_hook(results.register)
+    runner = PostgresRunner(catalog, source, Plans(catalog), writer, schema, views, overlays, references, statements)
     return Parts(
         shards, vectors, indexes, views, overlays, references, writer, copies, searcher, statements, runner
     )  # fmt: skip

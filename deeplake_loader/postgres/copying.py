@@ -33,13 +33,12 @@ def packed_rows(columns: Mapping[str, tuple[ColumnType, Sequence[Any]]]) -> Iter
     >>> b"".join(packed_rows({"a": (ColumnType("SMALLINT"), [1])}))[19:].hex()
     '00010000000200' + '01ffff'
     """
-    fields = [part for kind, values in columns.values() for part in _fields(kind, values)]
     count = len(next(iter(columns.values()))[1])
     head = len(columns).to_bytes(2, "big")
     yield HEADER
-    for i in range(0, count, _CHUNK):
-        rows = zip(*(part[i : i + _CHUNK] for part in fields), strict=True)
-        yield b"".join(chain.from_iterable((head, *row) for row in rows))
+    for i in range(0, count, _CHUNK):  # the server reads one while the next is packed
+        fields = [part for kind, values in columns.values() for part in _fields(kind, values[i : i + _CHUNK])]
+        yield b"".join(chain.from_iterable((head, *row) for row in zip(*fields, strict=True)))
     yield TRAILER
 
 
@@ -93,7 +92,8 @@ def _sized(data: Sequence[Any]) -> list[Sequence[Any]]:
 def _timestamps(values: Sequence[str]) -> tuple[np.ndarray[Any, Any], str]:
     import numpy as np
 
-    moments = np.array([v[:26] for v in values], "M8[us]").astype(np.int64)
+    texts = values if hasattr(values, "dtype") else [v[:26] for v in values]
+    moments = np.asarray(texts, "M8[us]").astype(np.int64)
     return moments - _EPOCH_S * 1_000_000, ">i8"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.errors import DeeplakeError, InputError
 from deeplake_loader.postgres.keys import Keys
 from deeplake_loader.postgres.reading import brings_values, native_plan, native_stream_plan, place_in
-from deeplake_loader.postgres.results import ResultTypes
+from deeplake_loader.postgres.results import Answer, ResultTypes
 from deeplake_loader.postgres.schema import PostgresSchema
 from deeplake_loader.postgres.scored import insertions
 from deeplake_loader.rows import KEY_PREFIX, RowSet
@@ -108,7 +108,8 @@ class PostgresRunner:
             )
             if found is not None:
                 return found
-        return self.rows(plan, plan.sql, self._writer.bind(plan, params).values, sql)
+        values = self._writer.bind(plan, params).values if plan.parameters or params else ()
+        return self.rows(plan, plan.sql, values, sql)
 
     def rows(self, plan: Plan, text: str, values: Sequence[Any], sql: str) -> RowSet:
         """The rows of a text in place of a query's own."""
@@ -131,10 +132,12 @@ class PostgresRunner:
         return place_in(reading, insertions(reading, self._catalog.address.bookkeeping), position)
 
     def _rowset(self, plan: Plan, cursor: Cursor) -> RowSet:
-        if cursor.description is None or cursor.pgresult is None:
+        result = cursor.pgresult
+        if result is None or not result.nfields:
             return RowSet((), (), [], rowcount=max(cursor.rowcount, 0), returns_rows=False)
-        names, types = self._types.of(cursor.pgresult, plan)
-        return RowSet(names, types, cursor.fetchall(), source=self._source, decoded=True)
+        names, types = self._types.of(result, plan)
+        answer = Answer(cursor, result, names, types)
+        return RowSet(names, types, [], source=self._source, decoded=True, answer=answer)
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
