@@ -33,6 +33,7 @@ from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.storage import Access, named
 from deeplake_loader.store import Root
 from deeplake_loader.types import Table
+from deeplake_loader.warming import StorageVerbs
 from deeplake_loader.writing import Validate
 
 if TYPE_CHECKING:
@@ -183,7 +184,15 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
 
 
 class Database(
-    BranchVerbs, MergingVerbs, MediaVerbs, QuarantineVerbs, IndexVerbs, SearchVerbs, InventoryVerbs, IngestVerbs,
+    BranchVerbs,
+    MergingVerbs,
+    MediaVerbs,
+    QuarantineVerbs,
+    IndexVerbs,
+    SearchVerbs,
+    InventoryVerbs,
+    IngestVerbs,
+    StorageVerbs,
     ExportVerbs,
 ):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
@@ -191,7 +200,7 @@ class Database(
     `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;
     training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
     `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
-    `quarantine`, `release`; other tools: `engine`; care: `info`, `statistics`,
+    `quarantine`, `release`; object storage: `stats`, `prewarm`; other tools: `engine`; care: `info`, `statistics`,
     `optimize`, `gc`, `close`.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
