@@ -393,6 +393,8 @@ class Catalog(ABC):
     def _check_open(self, tx: Transaction) -> None:
         if self._transaction is not tx:
             raise StoreError("this transaction belongs to the parent process; begin one in the process that writes")
+        if self._closed:
+            raise StoreError(f"the store {self.name} was closed; connect again")
         if not self._is_open():
             raise StoreError("the database rolled this transaction back after an earlier error; run it again")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Store as Place
 
 import deeplake_loader as deeplake
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
@@ -15,9 +16,12 @@ from deeplake_loader.errors import InputError, NotFoundError, StoreError
 SQL = "SELECT id, photo FROM t"
 
 
+pytestmark = pytest.mark.both_catalogs
+
+
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path / "store") as database:
+def db(place: Place) -> Iterator[deeplake.Database]:
+    with place.connect() as database:
         database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, photo IMAGE, vec VECTOR(2))")
         rows = [{"photo": np.full((4, 4, 3), i, np.uint8), "vec": [i, 1]} for i in range(10)]
         database.insert("t", rows)
@@ -46,14 +50,16 @@ def test_streams_leave_out_what_was_set_aside_until_it_is_released(db: deeplake.
     assert {"quarantine 2 samples", "release from quarantine"} <= {commit.message for commit in db.log()}
 
 
-def test_it_holds_on_every_branch_and_for_every_handle(db: deeplake.Database) -> None:
+def test_it_holds_on_every_branch_and_for_every_handle(
+    db: deeplake.Database, reconnect: Callable[..., deeplake.Database]
+) -> None:
     bad = key(db, 5)
     db.branch("idea")
     db.quarantine([bad])
     assert 5 not in ids(db)
     db.checkout("main")
     assert 5 not in ids(db)
-    with deeplake.connect(db.root, read_only=True) as other:
+    with reconnect(read_only=True) as other:
         assert 5 not in ids(other)
         with pytest.raises(StoreError):
             other.release()

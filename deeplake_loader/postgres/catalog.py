@@ -287,6 +287,7 @@ class PostgresCatalog(Catalog):
         return f"{expression} = ANY(?::{kind}[])", (list(values),)
 
     def declare(self, statement: str) -> None:
+        self.fetchone("SELECT pg_advisory_xact_lock(hashtext('deeplake_loader'), 0)")  # two at once would collide
         self.execute(bookkeeping.declaration(statement, self.address.bookkeeping))
 
     def has_own(self, table: str) -> bool:

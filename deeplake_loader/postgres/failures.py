@@ -43,7 +43,14 @@ def is_lost(error: BaseException, connection: psycopg.Connection[tuple[Any, ...]
 
 def wants_retry(error: BaseException | None) -> bool:
     """Whether the database asks for the whole transaction to be run again."""
-    return isinstance(error, pg.SerializationFailure | pg.DeadlockDetected)
+    return isinstance(error, pg.SerializationFailure | pg.DeadlockDetected) or _is_made_twice(error)
+
+
+def _is_made_twice(error: BaseException | None) -> bool:
+    """Whether another transaction made an object of that name at the same time: IF NOT EXISTS does not wait for it."""
+    if isinstance(error, pg.UniqueViolation):
+        return error.diag.schema_name == "pg_catalog"
+    return isinstance(error, pg.InternalError_) and "tuple concurrently updated" in str(error)
 
 
 def translate_error(error: Exception, sql: str | None = None, *, lost: bool = False) -> DeeplakeError:
@@ -52,6 +59,8 @@ def translate_error(error: Exception, sql: str | None = None, *, lost: bool = Fa
     text = first_line(error)
     if lost:
         return StoreError(f"the connection to the database was lost ({text}); nothing of this transaction was kept")
+    if _is_made_twice(error):
+        return LockedError(f"another transaction made the same thing at the same time ({text}); run it again")
     if state[:2] == "23":
         return _constraint_error(error, state, text)
     if state in ("40001", "40P01"):

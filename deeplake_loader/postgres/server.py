@@ -36,6 +36,8 @@ _INSTALLED = {"18": "pginstall18", "16": "pginstall"}
 _ACCOUNTS = ("pgserver", "postgres", "nobody")
 _DATABASE = _SUPERUSER = "postgres"
 _POLL_S = 0.005
+_PATIENCE_S = 60.0
+_GOING_DOWN = ("another postmaster", "another postgres", "pre-existing shared memory", "old server processes")
 _INITDB = (
     "--auth=trust", "--encoding=UTF8", f"--username={_SUPERUSER}",
     "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",  # text in the order of SQLite's
@@ -160,6 +162,12 @@ class Server:
         _give(socket)
         settings = [part for text in (*_SETTINGS, f"unix_socket_directories={socket}") for part in ("-c", text)]
         command = [*_as_user(), str(binaries / "postgres"), "-D", self.data, *settings]
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self._starts(command, deadline):
+            time.sleep(10 * _POLL_S)
+
+    def _starts(self, command: Sequence[str], deadline: float) -> bool:
+        """Whether it took connections; False while one that was killed is still going down."""
         log = os.path.join(self.folder, "log")
         with store.file_errors("start the server in", self.folder):
             pid = os.posix_spawn(
@@ -170,17 +178,18 @@ class Server:
                     (os.POSIX_SPAWN_DUP2, 1, 2),
                 ],
             )  # fmt: skip
-        self._wait_until_ready(pid, log)
-
-    def _wait_until_ready(self, pid: int, log: str, timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
         while self._listening() is None:
+            late = time.monotonic() > deadline
             with suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
-                    raise StoreError(f"the server in {self.folder} did not start: {_last_line(log)}")
-            if time.monotonic() > deadline:
-                raise StoreError(f"the server in {self.folder} took no connections within {timeout_s} s; see {log}")
+                    said = _last_line(log)
+                    if late or not any(text in said for text in _GOING_DOWN):
+                        raise StoreError(f"the server in {self.folder} did not start: {said}")
+                    return False
+            if late:
+                raise StoreError(f"the server in {self.folder} took no connections within {_PATIENCE_S} s; see {log}")
             time.sleep(_POLL_S)
+        return True
 
     def _make(self, binaries: Path) -> None:
         """A new cluster, whole or not there: made beside its place and renamed."""
