@@ -36,20 +36,25 @@ def wav(seconds: float = 0.2, rate: int = 8_000) -> bytes:
 
 
 def build(folder: Path) -> None:
+    """A store of these rows in a folder."""
+    with deeplake.connect(folder) as db:
+        fill(db)
+
+
+def fill(db: deeplake.Database) -> None:
     """Rows 1..6: the last one has no thumbnail, the fifth no document; tag v1, and a branch experiment with one row
     changed and one more."""
-    with deeplake.connect(folder) as db:
-        db.execute(
-            "CREATE TABLE generations (id BIGINT PRIMARY KEY, prompt TEXT NOT NULL, "
-            f"clip_embedding VECTOR({WIDTH}), frames VIDEO, thumbnail IMAGE, sound AUDIO, "
-            "latent TENSOR(float16, 2, 4), model_version TEXT DEFAULT 'sdxl-1.0', steps INTEGER CHECK (steps > 0), "
-            "cfg DOUBLE PRECISION, meta JSON, raw BYTEA, created_at TIMESTAMP)"
-        )
-        db.insert("generations", [row(i) for i in range(ROWS)])
-        db.tag("v1", message="first rows")
-        with db.branch("experiment"):
-            db.execute("UPDATE generations SET steps = 99 WHERE id = 2")
-            db.execute("INSERT INTO generations (id, prompt, steps) VALUES (77, 'new', 5)")
+    db.execute(
+        "CREATE TABLE generations (id BIGINT PRIMARY KEY, prompt TEXT NOT NULL, "
+        f"clip_embedding VECTOR({WIDTH}), frames VIDEO, thumbnail IMAGE, sound AUDIO, "
+        "latent TENSOR(float16, 2, 4), model_version TEXT DEFAULT 'sdxl-1.0', steps INTEGER CHECK (steps > 0), "
+        "cfg DOUBLE PRECISION, meta JSON, raw BYTEA, created_at TIMESTAMP)"
+    )
+    db.insert("generations", [row(i) for i in range(ROWS)])
+    db.tag("v1", message="first rows")
+    with db.branch("experiment"):
+        db.execute("UPDATE generations SET steps = 99 WHERE id = 2")
+        db.execute("INSERT INTO generations (id, prompt, steps) VALUES (77, 'new', 5)")
 
 
 def row(i: int) -> dict[str, Any]:

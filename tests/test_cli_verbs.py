@@ -145,8 +145,8 @@ def test_a_search_by_file_and_by_row_is_numpys(store: Path, tmp_path: Path) -> N
         assert [row["score"] for row in rows] == pytest.approx(np.sort(cosine)[::-1][:3].tolist(), abs=1e-6)
         assert "clip_embedding" not in rows[0] and "prompt" in rows[0]
     distance = np.linalg.norm(VECTORS - VECTORS[1], axis=1)
-    by_row = ran(store, "search", "generations", "clip_embedding", "--row", "2", "-k", "2", "--metric", "l2", "-c", "id",
-                 "--where", "id <> 3", "-F", "csv").splitlines()  # fmt: skip
+    options = ("--row", "2", "-k", "2", "--metric", "l2", "-c", "id", "--where", "id <> 3", "-F", "csv")
+    by_row = ran(store, "search", "generations", "clip_embedding", *options).splitlines()
     order = [i + 1 for i in np.argsort(distance) if i not in (1, 2)][:2]
     assert by_row[0] == "id,score" and [int(line.split(",")[0]) for line in by_row[1:]] == order
 
@@ -231,6 +231,33 @@ def test_tars_become_rows_once(store: Path, tmp_path: Path, monkeypatch: pytest.
     )
     assert run(store, "ingest", "photos", "shards-9*.tar").exit_code in (2, 3)
     assert run(store, "ingest", "photos", "x.tar", "-c", "image").exit_code == 2
+
+
+def test_an_export_is_what_pyarrow_and_tarfile_read(store: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    import pyarrow.parquet as pq
+
+    query = "SELECT id AS key, thumbnail, steps FROM generations WHERE id <= :n"
+    report = told(store, "export", query, "-p", "n=3", "--to", str(tmp_path / "tars"))
+    assert report["rows"] == 3 and len(report["files"]) == 1
+    with tarfile.open(tmp_path / "tars" / report["files"][0]) as tar:
+        assert {name.partition(".")[0] for name in tar.getnames()} == {"1", "2", "3"}
+    ran(
+        store,
+        "export",
+        "generations",
+        "--to",
+        str(tmp_path / "rows"),
+        "--format",
+        "parquet",
+        "--references",
+        "--at",
+        "v1",
+    )
+    read = pq.read_table(tmp_path / "rows")
+    assert read["steps"].to_pylist() == [20 + i for i in range(ROWS)]
+    assert run(store, "export", "generations", "--to", str(tmp_path / "rows")).exit_code == 2
 
 
 def test_what_is_skipped_is_listed_with_code_1(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

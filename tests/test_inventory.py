@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_store import ROWS, WIDTH, build, ran
+from cli_store import ROWS, VECTORS, WIDTH, build, fill, ran, run
+from conftest import Store
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -117,6 +118,43 @@ def test_statistics_are_those_of_the_branch_and_of_the_time(store: Path) -> None
         with db.at("v1") as then:
             assert then.statistics("generations", ["steps"]).columns[0].maximum == 25
             assert then.statistics("generations", ["frames"]).columns[0].values == ROWS
+
+
+@pytest.mark.both_catalogs
+def test_both_catalogs_count_the_same(place: Store, store: Path) -> None:
+    with place.connect() as db:
+        fill(db)
+        for branch in ("main", "experiment"):
+            db.checkout(branch)
+            with deeplake.connect(store, branch=branch, read_only=True) as other:
+                columns = other.tables()["generations"].columns
+                chosen = [c.name for c in columns if c.name != "frames"]  # x264's sizes vary by a few bytes
+                assert db.statistics("generations", chosen) == other.statistics("generations", chosen)
+                mine, theirs = (d.statistics("generations", ["frames"]).columns[0] for d in (db, other))
+                assert (mine.codecs, mine.sizes, mine.values) == (theirs.codecs, theirs.sizes, theirs.values)
+        found = db.info()
+        assert (found.tables[0].rows, found.branch, found.branches, found.tags) == (ROWS + 1, "experiment", 2, 1)
+        assert found.shards.values == 18 and (found.catalog_bytes is None) == (place.kind == "postgres")
+
+
+@pytest.mark.both_catalogs
+def test_the_command_line_works_on_both_catalogs(place: Store) -> None:
+    with place.connect() as db:
+        fill(db)
+    assert ran(place.url, "sql", "SELECT id, steps FROM generations WHERE id < 3 ORDER BY id", "-F", "csv") == (
+        "id,steps\n1,20\n2,21\n"
+    )
+    assert json.loads(ran(place.url, "diff", "main", "experiment", "--json"))["generations"]["changed"] == 1
+    vector = ran(place.url, "head", "generations", "-n", "1", "-c", "clip_embedding,frames", "-F", "jsonl")
+    np.testing.assert_array_equal(np.array(json.loads(vector)["clip_embedding"], np.float32), VECTORS[0])
+    found = ran(place.url, "search", "generations", "clip_embedding", "--row", "2", "-k", "2", "-c", "id", "-F", "csv")
+    cosine = VECTORS @ VECTORS[1] / np.linalg.norm(VECTORS, axis=1)
+    assert [int(line.split(",")[0]) for line in found.splitlines()[1:]] == (np.argsort(-cosine)[1:3] + 1).tolist()
+    assert json.loads(ran(place.url, "stats", "generations", "frames", "--json"))["columns"][0]["codecs"] == [
+        ["h264", 6]
+    ]
+    assert run(place.url, "sql", "SELECT 1; SELEC 2").exit_code == 2
+    assert run(place.url, "head", "nope").exit_code == 3
 
 
 def test_bytes_that_two_rows_share_are_counted_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``ingest``: other people's data as rows."""
+"""``ingest`` and ``export``: other people's data as rows, rows as files for other programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from deeplake_loader.cli.codes import Code
 from deeplake_loader.cli.output import note, print_json, shows_progress
 from deeplake_loader.cli.program import Session, verb
-from deeplake_loader.cli.values import read_file
+from deeplake_loader.cli.values import parameter, read_file
 from deeplake_loader.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,3 +71,34 @@ def _column(text: str) -> tuple[str, str]:
     if not (name and equals and field):
         raise InputError(f"--column {text!r} is no COLUMN=FIELD; write for example -c image=jpg")
     return name, field
+
+
+@verb(
+    "export",
+    example="""deeplake-loader export "SELECT id AS key, thumbnail, prompt FROM generations" --to out
+deeplake-loader export generations --to rows --format parquet""",
+)
+@click.argument("query")
+@click.option("--to", required=True, metavar="FOLDER", help="A new or empty folder, or a URL.")
+@click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="As for `sql`.")
+@click.option("--format", "-F", "format_", type=click.Choice(["webdataset", "parquet", "folder"]), default="webdataset",
+              show_default=True, help="Tars, Parquet files, or a file for each blob.")  # fmt: skip
+@click.option("--shard-mb", default=256, show_default=True, type=click.IntRange(1, 1 << 20), help="MiB of a tar or "
+              "Parquet file.")  # fmt: skip
+@click.option("--references", is_flag=True, help="In Parquet: where blobs lie, instead of their bytes.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
+@click.option("--at", metavar="REF", help="As of a tag, a commit id or a UTC time.")
+def export_command(
+    session: Session, query: str, to: str, params: tuple[str, ...], format_: Any, shard_mb: int, references: bool,
+    as_json: bool, at: str | None,
+) -> None:  # fmt: skip
+    """The rows of QUERY, or of a table, as files for other programs, exact as of one commit."""
+    with session.open(at=at) as db:
+        report = db.export(
+            query, dict(map(parameter, params)) or None, to=to, format=format_, shard_bytes=shard_mb << 20,
+            blobs="reference" if references else "inline",
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(report))
+    else:
+        click.echo(str(report))

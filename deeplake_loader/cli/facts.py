@@ -120,12 +120,17 @@ def _plot(title: str, histogram: Histogram) -> None:
     from deeplake_loader.pictures.charts import bar_lines
 
     unit = _UNITS[histogram.quantity]
-    middle = f"median {histogram.median:,.6g}, mean {histogram.mean:,.6g}"
+    middle = f"median {_number(histogram.median)}, mean {_number(histogram.mean)}"
     click.echo(f"\n{title}, {histogram.quantity}: {middle} {unit}".rstrip())
     edges = histogram.edges
-    labels = [f"{low:,.6g} .. {high:,.6g}" for low, high in pairwise(edges)]
+    labels = [f"{_number(low)} .. {_number(high)}" for low, high in pairwise(edges)]
     for line in bar_lines(labels, histogram.counts, width=min(100, get_terminal_size().columns)):
         click.echo(line)
+
+
+def _number(value: float) -> str:
+    """Whole numbers whole, others with six digits."""
+    return f"{value:,.0f}" if abs(value) >= 1e5 or (value.is_integer() and abs(value) < 1e15) else f"{value:,.6g}"
 
 
 def _write_pictures(found: TableStatistics, folder: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ HOMES = {
     "checkout": "history",
     "describe": "rows",
     "diff": "history",
+    "export": "data",
     "gc": "care",
     "head": "rows",
     "info": "facts",

@@ -87,7 +87,7 @@ def _axis(pen: ImageDraw.ImageDraw, edges: Sequence[float], unit: str, floor: in
     for i in range(steps + 1):
         at = round(i * (len(edges) - 1) / steps)
         x = _LEFT + round(width * at / (len(edges) - 1))
-        text = f"{edges[at]:g}" if abs(edges[at]) < 1e6 else f"{edges[at]:.3g}"
+        text = f"{edges[at]:,.4g}" if abs(edges[at]) < 1e4 else f"{edges[at]:,.0f}"
         pen.line((x, floor, x, floor + 4), fill=_INK)
         pen.text((x, floor + 8), text, fill=_INK, font=_font(), anchor="ma")
     pen.text((_LEFT + width, floor + 24), unit, fill=_INK, font=_font(), anchor="ra")
