@@ -83,6 +83,7 @@ class Matrices(Participant):
     def __init__(self, catalog: PostgresCatalog) -> None:
         self._catalog = catalog
         self._open: dict[int, Held] = {}
+        self._bad: set[int] = set()
         self._declared = False
         catalog.participants.append(self)
 
@@ -93,7 +94,7 @@ class Matrices(Participant):
         if not self._known():
             return None
         row = self._catalog.fetchone(_NEWEST, (table, column))
-        if row is None or not self._fits(table, *row[6:9]):
+        if row is None or row[0] in self._bad or not self._fits(table, *row[6:9]):
             return None
         if row[0] not in self._open:
             try:
@@ -101,6 +102,11 @@ class Matrices(Participant):
             except DeeplakeError:  # derived: what is gone or damaged is made anew by optimize
                 return None
         return self._open[row[0]]
+
+    def give_up(self, held: Held) -> None:
+        """Uses a matrix no more whose bytes turned out to be damaged; the next `build` makes another one."""
+        self._bad.add(held.file)
+        self._open.pop(held.file, None)
 
     def _known(self) -> bool:
         if not self._declared:

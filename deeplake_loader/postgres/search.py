@@ -12,19 +12,21 @@ of several columns, none made yet), the statement runs as it was written: Postgr
 from __future__ import annotations
 
 import math
+import struct
+import warnings
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deeplake_loader import kernels
-from deeplake_loader.errors import InputError
+from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.indexes import Indexes
 from deeplake_loader.matrices import Layout, Tail
 from deeplake_loader.postgres.matrices import LONGEST, SHORTEST, Held, Matrices
 from deeplake_loader.postgres.scored import key_of
 from deeplake_loader.search.candidates import Candidates, Part
-from deeplake_loader.search.engine import Searcher
+from deeplake_loader.search.engine import Searcher, as_array
 from deeplake_loader.search.statements import Answer, Lists, Statements
 from deeplake_loader.types import MAX_FILE, MAX_ORDINAL, ORDINAL_BITS, Table, quote_identifier
 
@@ -106,8 +108,7 @@ class PostgresStatements(Statements):
         chosen = None if wanted is None or query is None else self._chosen(plan, fast, params, sql)
         if chosen is None or wanted is None or query is None or not _fits(query):
             return None
-        searcher = Searcher(chosen.find, self._never, slack=chosen.slack)
-        winners = searcher.winners(fast.metric, chosen.candidates, query, wanted, fast.largest)
+        (winners,) = self._winners(fast, chosen, [query], wanted, None)
         if winners is None:
             return None
         final = self._writer.bind(plan, params, binds=fast.final_binds, winners=chosen.named(winners))
@@ -129,13 +130,23 @@ class PostgresStatements(Statements):
         if chosen is None:
             examined = len(self._keys(plan, fast, given[0], sql))
             return [Answer((rows := self._plain(plan, p, sql))._records, examined, rows=rows) for p in given]
-        searcher = Searcher(chosen.find, self._never, slack=chosen.slack)
-        if device is None and len(queries) == 1:
-            found = [searcher.winners(fast.metric, chosen.candidates, queries[0], wanted, fast.largest)]
-        else:
-            on = None if device is None else _Beside(device, searcher)
-            found = searcher.winners_of_each(fast.metric, chosen.candidates, queries, wanted, on)
+        found = self._winners(fast, chosen, queries, wanted, device)
         return [self._answer(plan, fast, p, sql, chosen, w) for p, w in zip(given, found, strict=True)]
+
+    def _winners(
+        self, fast: FastPath, chosen: Chosen, queries: Sequence[bytes], wanted: int, device: Device | None
+    ) -> list[list[int] | None]:
+        """The addresses of each query's winners; None where the statement must run as it was written."""
+        searcher = Searcher(chosen.find, self._never, slack=chosen.slack)
+        try:
+            if device is None and len(queries) == 1:
+                return [searcher.winners(fast.metric, chosen.candidates, queries[0], wanted, fast.largest)]
+            on = None if device is None else _Beside(device)
+            return searcher.winners_of_each(fast.metric, chosen.candidates, queries, wanted, on)
+        except CorruptionError as error:
+            warnings.warn(f"{error}; until db.optimize() PostgreSQL scans the table", RuntimeWarning, stacklevel=2)
+            self._matrices.give_up(chosen.held)
+            return [None] * len(queries)
 
     def _answer(
         self, plan: Plan, fast: FastPath, params: object, sql: str, chosen: Chosen, winners: list[int] | None
@@ -219,16 +230,14 @@ class PostgresStatements(Statements):
 class _Beside:
     """A device that keeps the matrices; the vectors of one search alone are scored on the CPU."""
 
-    def __init__(self, device: Device, searcher: Searcher) -> None:
-        self._device, self._searcher = device, searcher
+    def __init__(self, device: Device) -> None:
+        self._device = device
 
     def best(
         self, file: int, matrix: Matrix, part: Part, queries: Array, k: int, metric: Metric
     ) -> tuple[Array, Array]:
         if file != _FRESH_FILE:
             return self._device.best(file, matrix, part, queries, k, metric)
-        from deeplake_loader.search.engine import as_array
-
         return kernels.topk(as_array(matrix), queries, k, metric)
 
 
@@ -299,8 +308,6 @@ def _little_endian(value: Any, layout: Layout) -> bytes:
 
 
 def _halves(values: Sequence[float]) -> bytes:
-    import struct
-
     return struct.pack(f"<{len(values)}e", *values)
 
 
