@@ -175,7 +175,7 @@ class _Run:
         lock_branches(self._catalog, self._ours.id, self._theirs.id)
         here, there = self._branches.present(self._ours.id), self._branches.present(self._theirs.id)
         target, source = self._branches.node(here), self._branches.node(there)
-        if source in self._branches.ancestors(target):
+        if source in Graph(self._branches.parents()).ancestors(target):
             return MergeResult()
         sets = self._candidates(here, there)
         if self._lock(sets):

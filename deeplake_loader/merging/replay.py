@@ -136,9 +136,16 @@ class Replay:
                 f"INSERT INTO {shadow} ({key}{self._stamped}) SELECT {key}{self._stamp} FROM {overlay} WHERE TRUE "
                 "ON CONFLICT DO NOTHING"
             )
-        row = (self._branch.id, self._catalog.head() + 1, to.seq)
+        if self._catalog.dialect == "postgres":  # whose forks count by the state they belong to; the views follow
+            self._insert_fork(to.seq, to.seq)
+            for found in self._catalog.tables().values():
+                self._catalog.fetchone("SELECT _dl_show(?, ?)", (self._branch.id, found.name))
+        else:
+            self._insert_fork(self._catalog.head() + 1, to.seq)
+
+    def _insert_fork(self, seq: int, main_seq: int) -> None:
         self._catalog.execute(
             "INSERT INTO _dl_forks (branch, seq, main_seq) VALUES (?, ?, ?) "
             "ON CONFLICT (branch, seq) DO UPDATE SET main_seq = excluded.main_seq",
-            row,
+            (self._branch.id, seq, main_seq),
         )
