@@ -195,15 +195,18 @@ def TimestampFromTicks(ticks: float) -> dt.datetime:
 def connect(
     dsn: str | os.PathLike[str],
     *,
+    storage: str | os.PathLike[str] | None = None,
     branch: str = "main",
     create: bool = True,
     read_only: bool = False,
     timeout_s: float = 30.0,
     autocommit: bool = False,
 ) -> Connection:
-    """A Connection of its own to the store at ``dsn``: a folder's path or ``deeplake://org/name``.
+    """A Connection of its own to the store at ``dsn``: a folder's path, ``deeplake://org/name``, or the
+    ``postgresql://`` URL of a shared catalog.
 
     Args:
+        storage: where a store with a shared catalog keeps its bytes, needed when it is made.
         branch: the branch that it reads and writes.
         create: make the store when there is none; False raises OperationalError instead.
         read_only: refuse every write.
@@ -211,7 +214,9 @@ def connect(
         autocommit: commit every statement by itself.
     """
     with _pep249():
-        handle = database.connect(dsn, branch=branch, create=create, read_only=read_only, timeout_s=timeout_s)
+        handle = database.connect(
+            dsn, storage=storage, branch=branch, create=create, read_only=read_only, timeout_s=timeout_s
+        )
     return Connection(handle, autocommit=autocommit)
 
 
@@ -447,6 +452,17 @@ class Cursor:
             table = result.to_arrow().slice(self._position)
         self._position = len(result)
         return table
+
+    def fetch_record_batch(self, max_rows: int = 65_536) -> pa.RecordBatchReader:
+        """The rows that no fetch has returned yet as a pyarrow.RecordBatchReader: see `RowSet.to_batches`."""
+        if self._position:
+            table = self.fetch_arrow_table()
+            return table.to_reader(max_chunksize=max_rows)
+        result = self._rows()
+        with _pep249():
+            batches = result.to_batches(max_rows)
+        self._position = len(result)
+        return batches
 
     def __iter__(self) -> Iterator[Row]:
         while (row := self.fetchone()) is not None:

@@ -370,6 +370,18 @@ class RowSet(Sequence[Row]):
         columns = [self._arrow(i) for i in range(len(self.names))]
         return pa.Table.from_arrays(columns, names=list(self.names))
 
+    def to_batches(self, max_rows: int = 65_536) -> pa.RecordBatchReader:
+        """The same columns as `to_arrow`, as a pyarrow.RecordBatchReader of batches of at most ``max_rows`` rows.
+
+        >>> duckdb.sql("SELECT avg(steps) FROM batches")   # with batches = rows.to_batches()  # doctest: +SKIP
+        """
+        import pyarrow as pa
+
+        if not isinstance(max_rows, int) or max_rows < 1:
+            raise InputError(f"max_rows must be a positive number of rows, got {max_rows!r}")
+        table = self.to_arrow()
+        return pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=max_rows))
+
     def _arrow(self, i: int) -> pa.Array:
         import pyarrow as pa
 

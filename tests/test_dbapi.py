@@ -9,17 +9,20 @@ import pickle
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Store
 
 import deeplake_loader as deeplake
 from deeplake_loader import dbapi, errors
 
 dbapi20 = pytest.importorskip("dbapi20")
+pytestmark = pytest.mark.both_catalogs
+Opens = Callable[..., dbapi.Connection]
 
 
 class TestCompliance(dbapi20.DatabaseAPI20Test):  # type: ignore[misc]
@@ -30,22 +33,30 @@ class TestCompliance(dbapi20.DatabaseAPI20Test):  # type: ignore[misc]
     ddl2 = "create table dbapi20test_barflys (name varchar(20), drink varchar(30), primary key (name))"
 
     @pytest.fixture(autouse=True)
-    def _store(self, tmp_path: Path) -> None:
-        self.connect_args = (tmp_path,)
+    def _store(self, place: Store) -> None:
+        self.connect_args = (place.url,)
+        self.connect_kw_args = {"storage": place.folder} if place.kind == "postgres" else {}
 
     def test_nextset(self) -> None:
         assert not hasattr(dbapi.Cursor, "nextset")  # one statement gives one result
 
     def test_setoutputsize(self) -> None:
-        with dbapi.connect(*self.connect_args) as connection:
+        with self._connect() as connection:
             cursor = connection.cursor()
             cursor.setoutputsize(1)
             assert cursor.execute("SELECT 'whole'").fetchone() == ("whole",)
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[dbapi.Connection]:
-    made = dbapi.connect(tmp_path, timeout_s=0.2)
+def opened(place: Store) -> Opens:
+    """Opens connections to one store."""
+    own = {"storage": place.folder} if place.kind == "postgres" else {}
+    return lambda **options: dbapi.connect(place.url, **own, **options)
+
+
+@pytest.fixture
+def connection(opened: Opens) -> Iterator[dbapi.Connection]:
+    made = opened(timeout_s=0.2)
     made.cursor().execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT UNIQUE, score NUMERIC(6, 2))")
     made.commit()
     yield made
@@ -64,9 +75,9 @@ def add(connection: dbapi.Connection, text: str) -> dbapi.Cursor:
 
 
 def test_a_transaction_begins_with_the_first_change_and_another_connection_sees_it_after_the_commit(
-    connection: dbapi.Connection, tmp_path: Path
+    connection: dbapi.Connection, opened: Opens
 ) -> None:
-    with dbapi.connect(tmp_path, timeout_s=0.2) as other:
+    with opened(timeout_s=0.2) as other:
         assert texts(connection) == [] and not connection.in_transaction
         add(connection, "first")
         assert connection.in_transaction and texts(connection) == ["first"] and texts(other) == []
@@ -77,8 +88,9 @@ def test_a_transaction_begins_with_the_first_change_and_another_connection_sees_
         assert texts(connection) == texts(other) == ["first"]
 
 
-def test_a_reader_keeps_no_writer_out_and_a_writer_does(connection: dbapi.Connection, tmp_path: Path) -> None:
-    with dbapi.connect(tmp_path, timeout_s=0.2) as other:
+@pytest.mark.sqlite_only("in PostgreSQL writers of different rows do not wait for each other")
+def test_a_reader_keeps_no_writer_out_and_a_writer_does(connection: dbapi.Connection, opened: Opens) -> None:
+    with opened(timeout_s=0.2) as other:
         connection.cursor().execute("SELECT count(*) FROM notes")
         add(other, "free")
         with pytest.raises(dbapi.OperationalError, match="another writer"):
@@ -107,12 +119,12 @@ def test_a_statement_that_fails_takes_only_itself_back(connection: dbapi.Connect
     assert texts(connection) == ["kept"]
 
 
-def test_a_first_statement_that_fails_leaves_no_lock(connection: dbapi.Connection, tmp_path: Path) -> None:
+def test_a_first_statement_that_fails_leaves_no_lock(connection: dbapi.Connection, opened: Opens) -> None:
     add(connection, "one")
     connection.commit()
     with pytest.raises(dbapi.IntegrityError):
         add(connection, "one")
-    with dbapi.connect(tmp_path, timeout_s=0) as other:
+    with opened(timeout_s=0) as other:
         add(other, "two")
 
 
@@ -125,7 +137,7 @@ def test_the_context_commits_or_rolls_back(connection: dbapi.Connection) -> None
     assert texts(connection) == ["kept"]
 
 
-def test_autocommit_commits_each_statement(connection: dbapi.Connection, tmp_path: Path) -> None:
+def test_autocommit_commits_each_statement(connection: dbapi.Connection, opened: Opens) -> None:
     connection.autocommit = True
     add(connection, "at once")
     assert not connection.in_transaction
@@ -137,8 +149,9 @@ def test_autocommit_commits_each_statement(connection: dbapi.Connection, tmp_pat
     assert texts(connection) == ["at once"]
 
 
-def test_begin_takes_the_lock_before_the_first_read(connection: dbapi.Connection, tmp_path: Path) -> None:
-    with dbapi.connect(tmp_path, timeout_s=0) as other:
+@pytest.mark.sqlite_only("in PostgreSQL writers of different rows do not wait for each other")
+def test_begin_takes_the_lock_before_the_first_read(connection: dbapi.Connection, opened: Opens) -> None:
+    with opened(timeout_s=0) as other:
         connection.cursor().execute("begin transaction;")
         with pytest.raises(dbapi.OperationalError):
             add(other, "later")
@@ -171,12 +184,12 @@ def test_savepoints_nest_and_a_name_means_the_newest(connection: dbapi.Connectio
     assert texts(connection) == ["a", "f"]
 
 
-def test_branches_have_connections_of_their_own(connection: dbapi.Connection, tmp_path: Path) -> None:
+def test_branches_have_connections_of_their_own(connection: dbapi.Connection, opened: Opens) -> None:
     add(connection, "main")
     connection.commit()
     connection.database.branch("idea")
     connection.database.checkout("main")
-    with dbapi.connect(tmp_path, branch="idea") as branch:
+    with opened(branch="idea") as branch:
         assert add(branch, "only here").lastrowid == 2
         assert branch.cursor().execute("UPDATE notes SET text = upper(text)").rowcount == 2
         branch.commit()
@@ -248,6 +261,24 @@ def test_arrow_tables_hold_the_rows_that_no_fetch_returned(connection: dbapi.Con
     assert cursor.fetchall() == []
 
 
+@pytest.mark.parametrize("most", [1, 2, 65_536])
+def test_record_batches_hold_the_same_as_the_table(connection: dbapi.Connection, most: int) -> None:
+    for text in "abc":
+        add(connection, text)
+    sql = "SELECT id, text, score FROM notes ORDER BY id"
+    table = connection.cursor().execute(sql).fetch_arrow_table()
+    reader = connection.cursor().execute(sql).fetch_record_batch(most)
+    batches = list(reader)
+    assert reader.schema == table.schema and [b.num_rows for b in batches] == {1: [1, 1, 1], 2: [2, 1]}.get(most, [3])
+    assert [row for batch in batches for row in batch.to_pylist()] == table.to_pylist()
+    cursor = connection.cursor().execute(sql)
+    cursor.fetchone()
+    assert cursor.fetch_record_batch(most).read_all().to_pylist() == table.slice(1).to_pylist()
+    assert cursor.fetchall() == []
+    with pytest.raises(dbapi.ProgrammingError):
+        connection.cursor().execute(sql).fetch_record_batch(0)
+
+
 def test_arrow_reads_stored_values_as_python_does(connection: dbapi.Connection) -> None:
     run = connection.cursor().execute
     run("CREATE TABLE times (id BIGINT PRIMARY KEY, b BOOLEAN, at TIMESTAMP, z TIMESTAMPTZ, d DATE, t TIME)")
@@ -263,10 +294,11 @@ def test_arrow_reads_stored_values_as_python_does(connection: dbapi.Connection) 
     assert [tuple(row.values()) for row in table.to_pylist()] == [tuple(row) for row in rows]
 
 
-def test_arrow_takes_what_another_tool_wrote_in_another_form(connection: dbapi.Connection, tmp_path: Path) -> None:
+@pytest.mark.sqlite_only("PostgreSQL's types take no other form")
+def test_arrow_takes_what_another_tool_wrote_in_another_form(connection: dbapi.Connection, place: Store) -> None:
     connection.cursor().execute("CREATE TABLE times (id BIGINT PRIMARY KEY, at TIMESTAMP)")
     connection.commit()
-    with sqlite3.connect(tmp_path / "catalog.sqlite") as plain:
+    with sqlite3.connect(place.folder / "catalog.sqlite") as plain:
         plain.execute("INSERT INTO times (at) VALUES ('2026-01-02')")
     cursor = connection.cursor().execute("SELECT at FROM times")
     assert cursor.fetch_arrow_table().to_pydict() == {"at": [dt.datetime(2026, 1, 2)]}
@@ -341,8 +373,8 @@ def test_what_cannot_be_opened_is_an_operational_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_closed_connection_refuses_everything_and_has_rolled_back(tmp_path: Path) -> None:
-    connection = dbapi.connect(tmp_path)
+def test_a_closed_connection_refuses_everything_and_has_rolled_back(opened: Opens) -> None:
+    connection = opened()
     cursor = connection.cursor()
     cursor.execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)")
     connection.close()
@@ -350,8 +382,8 @@ def test_a_closed_connection_refuses_everything_and_has_rolled_back(tmp_path: Pa
         with pytest.raises(dbapi.InterfaceError):
             call()
     cursor.close()
-    with sqlite3.connect(tmp_path / "catalog.sqlite") as plain:
-        assert plain.execute("SELECT count(*) FROM sqlite_master WHERE name = 'notes'").fetchone() == (0,)
+    with opened() as other:
+        assert dict(other.database.tables()) == {}
 
 
 # -- threads and forks -----------------------------------------------------------------------------------------------
@@ -383,12 +415,12 @@ def test_an_open_transaction_belongs_to_its_thread(connection: dbapi.Connection)
     assert texts(connection) == ["mine"]
 
 
-def test_threads_with_a_connection_each_wait_for_each_other(tmp_path: Path) -> None:
-    with dbapi.connect(tmp_path) as first:
+def test_threads_with_a_connection_each_wait_for_each_other(opened: Opens) -> None:
+    with opened() as first:
         first.cursor().execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)")
 
     def work() -> None:
-        with dbapi.connect(tmp_path) as mine:
+        with opened() as mine:
             for i in range(20):
                 add(mine, str(i))
                 mine.commit()
