@@ -1,4 +1,4 @@
-"""``init``, ``optimize``, ``gc``: a store made and looked after."""
+"""``init``, ``optimize``, ``gc``, ``prewarm``: a store made and looked after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from deeplake_loader.cli.output import amount, note, print_json
 from deeplake_loader.cli.program import Session, verb
+from deeplake_loader.cli.values import parameter
 
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -65,3 +66,17 @@ def gc_command(session: Session, delete: bool, older_than: timedelta, as_json: b
     for url in found.files:
         click.echo(url)
     note(f"{len(found.files):,} files, {amount(found.size)}{'' if delete else '; --delete removes them'}")
+
+
+@verb("prewarm", example='deeplake-loader prewarm "SELECT frames FROM generations WHERE steps >= 25"')
+@click.argument("query", required=False)
+@click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="As for `sql`.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
+def prewarm_command(session: Session, query: str | None, params: tuple[str, ...], as_json: bool) -> None:
+    """Bring what QUERY reads, or without one every file, from the object storage into this machine's cache."""
+    with session.open() as db:
+        fetched = db.prewarm(query, dict(map(parameter, params)) or None)
+    if as_json:
+        print_json({"bytes": fetched})
+    else:
+        note(f"{amount(fetched)} fetched")

@@ -33,6 +33,7 @@ HOMES = {
     "log": "history",
     "merge": "history",
     "optimize": "care",
+    "prewarm": "care",
     "recall": "searching",
     "revert": "history",
     "search": "searching",
