@@ -14,6 +14,7 @@ from deeplake_loader.tar import END
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.columnar import ColumnarRows
+    from deeplake_loader.parts import Runner
     from deeplake_loader.sql.plan import Plan
     from deeplake_loader.storage.mirror import Mirror
 
@@ -28,7 +29,7 @@ class StorageVerbs:
     if TYPE_CHECKING:
 
         def _plan_stream(self, sql: str) -> Plan: ...
-        def _columnar(self, plan: Plan, params: object, sql: str) -> ColumnarRows: ...
+        _runner: Runner
 
     @property
     def stats(self) -> Traffic:
@@ -60,7 +61,7 @@ class StorageVerbs:
             with self._catalog.snapshot():
                 if self._catalog.in_transaction:
                     raise InputError("prewarm reads what is committed; call it outside of a transaction")
-                rows = self._columnar(plan, params, sql)
+                rows = self._runner.columnar(plan, params, sql)
             self._warm_rows(rows)
         return (self.stats - before).bytes_read
 

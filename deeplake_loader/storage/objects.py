@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from deeplake_loader import store
-from deeplake_loader.errors import InputError, StoreError
+from deeplake_loader.errors import InputError, NotFoundError, StoreError
 from deeplake_loader.storage.traffic import Counters
 
 Span = tuple[int, int]
@@ -233,7 +233,7 @@ class Local:
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
-            with suppress(FileNotFoundError), store.file_errors("remove", self._path(name)):
+            with suppress(NotFoundError), store.file_errors("remove", self._path(name)):
                 os.unlink(self._path(name))
 
     def abort_uploads(self, older_than_s: float) -> int:  # noqa: ARG002

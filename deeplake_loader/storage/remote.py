@@ -215,8 +215,10 @@ class Remote:
         link = self._connect()
 
         async def entered() -> T:
-            if link.requests is None:
+            if link.ready is None:
                 link.requests = Requests(self._policy, self.counters)
+                link.ready = asyncio.ensure_future(_prepare(link))
+            await asyncio.shield(link.ready)
             return await make()
 
         future = asyncio.run_coroutine_threadsafe(entered(), link.loop)
@@ -260,7 +262,11 @@ class Remote:
 
 def _s3_options(options: Mapping[str, Any], *, attempts: int) -> dict[str, Any]:
     given = dict(options)
-    own = {"retries": {"mode": "standard", "max_attempts": attempts}, "max_pool_connections": 32, "connect_timeout": 5}
+    own = {
+        "retries": {"mode": "standard", "total_max_attempts": attempts},
+        "max_pool_connections": 32,
+        "connect_timeout": 5,
+    }
     given["config_kwargs"] = {**own, **given.get("config_kwargs", {})}
     given.setdefault("use_listings_cache", False)
     return given
@@ -289,11 +295,19 @@ def _modified(info: Mapping[str, Any]) -> float:
 class _Link:
     """What one process holds of a storage: fsspec's filesystems, its loop, and the requests' bookkeeping."""
 
-    __slots__ = ("base", "loop", "pid", "reader", "requests", "writer")
+    __slots__ = ("base", "loop", "pid", "reader", "ready", "requests", "writer")
 
     def __init__(self, pid: int, base: str, reader: Any, writer: Any, loop: Any) -> None:
         self.pid, self.base, self.reader, self.writer, self.loop = pid, base, reader, writer, loop
         self.requests: Any = None
+        self.ready: asyncio.Future[None] | None = None
+
+
+async def _prepare(link: _Link) -> None:
+    """Makes s3fs's clients (0.3 s), so that no request looks late because it was the first."""
+    for filesystem in (link.reader, link.writer):
+        if hasattr(filesystem, "set_session"):
+            await filesystem.set_session()
 
 
 _NONE = _Link(0, "", None, None, None)
