@@ -166,7 +166,7 @@ class Server:
         while not self._starts(command, deadline):
             time.sleep(10 * _POLL_S)
 
-    def _starts(self, command: Sequence[str], deadline: float) -> bool:
+    def _starts(self, command: list[str], deadline: float) -> bool:
         """Whether it took connections; False while one that was killed is still going down."""
         log = os.path.join(self.folder, "log")
         with store.file_errors("start the server in", self.folder):
@@ -182,7 +182,7 @@ class Server:
             late = time.monotonic() > deadline
             with suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
-                    said = _last_line(log)
+                    said = _said(log, pid)
                     if late or not any(text in said for text in _GOING_DOWN):
                         raise StoreError(f"the server in {self.folder} did not start: {said}")
                     return False
@@ -286,9 +286,11 @@ def _give(folder: str) -> None:
         os.chown(folder, *_account())
 
 
-def _last_line(log: str) -> str:
+def _said(log: str, pid: int) -> str:
+    """What a process left in the log, in which another one may write, too."""
     try:
-        lines = Path(log).read_text(errors="replace").strip().splitlines()
+        lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it left no message"
+    found = [line for line in lines if f"[{pid}]" in line or line.startswith("postgres: ")]
+    return " ".join(found[-3:]) or "it left no message"
