@@ -101,7 +101,7 @@ def unify(a: ColumnType | None, b: ColumnType | None) -> ColumnType | None:
         return _unify_scalars(a, b)
     if {a.name, b.name} <= {"VECTOR", "TENSOR"}:
         return _unify_arrays(a, b)
-    return _BLOB if not (a.is_scalar or b.is_scalar) or "BLOB" in (a.name, b.name) else _JSON
+    return _BLOB
 
 
 def _unify_scalars(a: ColumnType, b: ColumnType) -> ColumnType:

@@ -59,12 +59,13 @@ def is_scalar_extension(extension: str) -> bool:
 
 
 def observe(extension: str, data: bytes) -> Iterator[tuple[str, ColumnType | None]]:
-    """(field, type) of a member: one, or one per entry of a JSON object. A text that cannot be read counts as BLOB."""
+    """(field, type) of a member: one, or one per entry of a JSON object; None for a text that cannot be read, which
+    says nothing of the others."""
     if is_scalar_extension(extension):
         try:
             yield from ((field, kind_of(value)) for field, value in values(extension, data))
         except ValueError:
-            yield extension, ColumnType("BLOB")
+            yield extension, None
     elif extension.rpartition(".")[2] == "npy":
         yield extension, _array_type(data)
     else:
@@ -72,8 +73,8 @@ def observe(extension: str, data: bytes) -> Iterator[tuple[str, ColumnType | Non
 
 
 def values(extension: str, data: bytes) -> list[tuple[str, Any]]:
-    """(field, value) of a member that becomes scalars: its text or number, or the entries of its JSON object, each as
-    ``<extension>.<entry>``, and the whole object under the extension itself.
+    """(field, value) of a member that becomes scalars: its text, or its number where it is one by its extension, or the
+    entries of its JSON object, each as ``<extension>.<entry>``, and the whole object under the extension itself.
 
     Raises:
         ValueError: it is not what its extension says.
@@ -85,9 +86,7 @@ def values(extension: str, data: bytes) -> list[tuple[str, Any]]:
     last = plain.rpartition(".")[2]
     if last in WHOLE_NUMBERS:
         match = _INTEGER.match(text)
-        if match is None:
-            raise ValueError(f"is no whole number but {text[:40]!r}")
-        return [(extension, int(match[1]))]
+        return [(extension, text if match is None else int(match[1]))]
     if last not in DOCUMENTS:
         return [(extension, text)]
     document = read_json(text)

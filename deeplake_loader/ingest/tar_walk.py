@@ -17,7 +17,7 @@ from typing import NamedTuple
 from deeplake_loader.codecs.info import MAX_BLOB_BYTES
 
 BLOCK = 512
-_STEP = 8 << 20  # read at once
+_STEP = 1 << 23  # read at once
 _MAX_PAX = 1 << 20
 _MAX_NAME = 1 << 16
 _MAX_CHAIN = 16  # extended headers before one member
