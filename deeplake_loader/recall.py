@@ -93,7 +93,7 @@ def measure(
 
     Raises:
         NotFoundError: no such table or column, or it holds no vector.
-        InputError: a number that makes no sense.
+        InputError: a number that makes no sense, or a store in PostgreSQL, which has no indexes of this kind.
     """
     if k < 1 or (isinstance(queries, int) and queries < 1):
         raise InputError(f"expected at least one query and k of at least 1, got {queries} and k={k}")
@@ -141,6 +141,11 @@ def _addresses(db: Store, table: str, column: str) -> Array:
         )
     name = quote_identifier(known.name)
     rows = db.execute(f"SELECT {name} FROM {quote_identifier(definition.name)} WHERE {name} IS NOT NULL")
+    if rows.decoded:
+        raise InputError(
+            "recall is measured of a store's own vector indexes, and a store in PostgreSQL has none: its searches are "
+            "exact, and HNSW is used by the operators alone"
+        )
     if not len(rows):
         raise NotFoundError(f"column {column!r} of {table!r} holds no vector")
     return np.unique(np.array(rows.raw(0), np.int64))

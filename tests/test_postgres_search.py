@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deeplake_loader as deeplake
+from deeplake_loader import recall
 from deeplake_loader.errors import DimensionError, InputError, SQLError
 from deeplake_loader.search.results import SearchResult
 
@@ -384,6 +385,8 @@ def test_lists_of_our_own_are_refused_with_the_name_of_postgresqls(db: deeplake.
     db.execute("CREATE INDEX near ON t USING hnsw (v vector_cosine_ops)")
     assert db.execute("SELECT id FROM t ORDER BY v <=> %s LIMIT 1", [rows[4]]).scalar() == 4
     assert db.search("t", "v", rows[4], k=1, exact=False)[0].id == 4
+    with pytest.raises(InputError, match="HNSW"):
+        recall.measure(db, "t", "v")
     with pytest.raises(InputError, match="no address"):
         _ = db.search("t", "v", rows[4], k=1).addresses  # type: ignore[union-attr]
 
