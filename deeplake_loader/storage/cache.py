@@ -107,13 +107,7 @@ class Cache:
         limit = self.limits.max_bytes
         if need > limit:
             return False
-        total = self._add(need)
-        if total <= limit:
-            return True
-        if self._evict(int(limit * _KEPT) - need, limit - need):
-            return True
-        self._add(-need)
-        return False
+        return self._add(need) <= limit or self._evict(need)
 
     def forget(self, count: int) -> None:
         """Takes back bytes that were promised and not kept."""
@@ -135,24 +129,22 @@ class Cache:
         finally:
             os.close(fd)
 
-    def _evict(self, goal: int, enough: int) -> bool:
-        """Gives up segments, the longest unused first, until ``goal`` bytes are left; whether no more than ``enough``
-        are. Counts what is there, so what killed processes promised is forgotten."""
+    def _evict(self, need: int) -> bool:
+        """Gives up segments, the longest unused first, until there is room for ``need`` bytes and a tenth more; whether
+        there is. Counts what is there, so what killed processes promised is forgotten."""
+        limit = self.limits.max_bytes
         with self._total() as fd:
-            held = 0
-            found: list[tuple[int, int, int, Copy]] = []
-            for copy in self.copies():
-                held += copy.held
-                found += [(used, segment, size, copy) for used, segment, size in copy.segments()]
-            found.sort(key=lambda entry: entry[:2])
-            before, old = held, time.time() - self.limits.fresh_s
-            for used, segment, size, copy in found:
-                if held <= goal or used > old:
+            copies = list(self.copies())
+            found = [(used, n, size, copy) for copy in copies for used, n, size in copy.segments()]
+            held = before = sum(copy.held for copy in copies)
+            old = time.time() - self.limits.fresh_s
+            for used, segment, size, copy in sorted(found, key=lambda entry: entry[:2]):
+                if held + need <= limit * _KEPT or used > old:
                     break
                 held -= self._drop(copy, segment, size, old)
             self.counters.add(evicted=before - held)
-            fits = held <= enough
-            os.pwrite(fd, struct.pack("<q", held + (self.limits.max_bytes - enough if fits else 0)), 0)
+            fits = held + need <= limit
+            os.pwrite(fd, struct.pack("<q", held + need * fits), 0)
         return fits
 
     @staticmethod

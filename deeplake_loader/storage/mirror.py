@@ -237,13 +237,15 @@ class Mirror:
             return self._read_file(self.path(name), start, stop)
         if fresh:
             return self._refetch(name, start, stop)
-        found = self.fetch({name: _one(start, stop)}).find(name, start, stop)
-        if found is not None:
-            return bytes(found)
-        copy = self.copy(name)
-        if copy is None:
-            return self.objects.read(name, start, stop)
-        return store.read_at(copy.fd, start, stop - start, f"{self.url}/{name}")
+        fetched = self.fetch({name: _one(start, stop)})
+        copy, data = self.copy(name), bytearray(stop - start)
+        if copy is not None:
+            data[:] = store.read_at(copy.fd, start, stop - start, f"{self.url}/{name}")
+        for at, body in fetched.bodies.get(name, ()):  # over what the copy has not
+            first, last = max(at, start), min(at + len(body), stop)
+            if first < last:
+                data[first - start : last - start] = body[first - at : last - at]
+        return bytes(data)
 
     @staticmethod
     def _read_file(path: str, start: int, stop: int) -> bytes:

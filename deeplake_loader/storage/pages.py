@@ -55,6 +55,8 @@ class Copy:
         """``size``: of the object; None opens only a copy that is there, and raises FileNotFoundError without one."""
         self.path, self.fd = path, -1
         self._map = _open_map(path + SUFFIX, size)
+        if os.fstat(self._map).st_size < _HEAD.size:
+            raise CorruptionError(f"{path + SUFFIX}: cut, it is no map; remove the cache's folder")
         self._mapped = mmap.mmap(self._map, 0)
         magic, self.size, page, _ = _HEAD.unpack_from(self._mapped)
         segments, count = -(-self.size // SEGMENT), -(-self.size // PAGE)
