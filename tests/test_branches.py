@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime as dt
 import random
 import sqlite3
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
 import deeplake_loader as deeplake
 from deeplake_loader import errors
+
+pytestmark = pytest.mark.both_catalogs
+Connect = Callable[..., deeplake.Database]
 
 NAMES = ["experiment/ddim-scheduler", 'it\'s "quoted"; DROP TABLE t; --'.replace(" ", "_"), "ветка/né", "a.b-c", "%s"]
 
@@ -88,8 +90,8 @@ def outcome(db: deeplake.Database, statement: str) -> Any:
 
 
 @pytest.fixture
-def reference(tmp_path: Path) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path / "reference") as db:
+def reference(new_store: Callable[[], Any]) -> Iterator[deeplake.Database]:
+    with new_store().connect() as db:
         tables(db)
         db.execute("INSERT INTO t (id, a) VALUES (60, 'x')")
         db.execute("DELETE FROM t WHERE id = 60")
@@ -117,20 +119,31 @@ def test_a_branch_behaves_as_main_statement_by_statement(
     assert db.execute("INSERT INTO t (a) VALUES ('next') RETURNING id").scalar() > 202  # ids come from one sequence
 
 
+def seen_by_others(place: Any, branch: str) -> list[tuple[Any, ...]]:
+    """The keys of a branch's table as the databases' own tools read them."""
+    quoted = branch.replace('"', '""')
+    if place.kind == "sqlite":
+        with closing(sqlite3.connect(f"{place.folder}/catalog.sqlite")) as other:
+            return other.execute(f'SELECT id FROM "t@{quoted}"').fetchall()
+    import psycopg
+
+    with psycopg.connect(place.url) as session:
+        return session.execute(f'SELECT id FROM "{quoted}".t'.encode()).fetchall()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_branch_may_have_any_name_that_git_allows(db: deeplake.Database, name: str) -> None:
+def test_a_branch_may_have_any_name_that_git_allows(
+    db: deeplake.Database, place: Any, reconnect: Connect, name: str
+) -> None:
     tables(db)
     before = rows(db)
     db.branch(name)
     db.execute("DELETE FROM t WHERE id > 1")
     assert db.current_branch == name and len(rows(db)) == 1
-    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:  # other tools read a branch as a view
-        quoted = f"t@{name}".replace('"', '""')
-        assert other.execute(f'SELECT id FROM "{quoted}"').fetchall() == [(1,)]
-    other.close()
+    assert seen_by_others(place, name) == [(1,)]
     db.checkout("main")
     assert rows(db) == before
-    with deeplake.connect(db.root, branch=name) as second:
+    with reconnect(branch=name) as second:
         assert second.execute("SELECT count(*) FROM t").scalar() == 1
     db.rename_branch(name, "new")
     with db.checkout("new"):
@@ -151,15 +164,15 @@ def test_a_name_that_git_forbids_is_refused(db: deeplake.Database, name: str) ->
     assert len(db.branches()) == 1
 
 
-def test_two_handles_work_on_two_branches_of_one_store(db: deeplake.Database) -> None:
+def test_two_handles_work_on_two_branches_of_one_store(db: deeplake.Database, reconnect: Connect) -> None:
     tables(db)
     db.branch("a")
-    with deeplake.connect(db.root) as other:
+    with reconnect() as other:
         other.branch("b")
         for i in range(10):
             db.execute("INSERT INTO t (a, b) VALUES (%s, %s)", [f"a{i}", 1000 + i])
             other.execute("UPDATE t SET a = a || %s WHERE id = 1", [str(i)])
-            with deeplake.connect(db.root) as third:
+            with reconnect() as third:
                 third.execute("UPDATE t SET c = c + 1 WHERE id = 2")
             assert len(rows(db)) == 6 + i and rows(db)[1][3] == 2
             assert rows(other)[0][1] == "one" + "".join(map(str, range(i + 1))) and rows(other)[1][3] == 2
@@ -172,11 +185,11 @@ def test_two_handles_work_on_two_branches_of_one_store(db: deeplake.Database) ->
             other.checkout("b")
 
 
-def test_a_handle_on_a_branch_that_was_deleted_says_so(db: deeplake.Database) -> None:
+def test_a_handle_on_a_branch_that_was_deleted_says_so(db: deeplake.Database, reconnect: Connect) -> None:
     tables(db)
     db.branch("a")
     db.execute("DELETE FROM t")
-    with deeplake.connect(db.root) as other:
+    with reconnect() as other:
         other.delete_branch("a")
     with pytest.raises(errors.NotFoundError, match="deleted"):
         rows(db)
@@ -208,11 +221,11 @@ def test_rolled_back_work_leaves_neither_rows_nor_branch(db: deeplake.Database) 
         assert rows(db) == before
 
 
-def test_rows_of_a_deleted_branch_are_all_there_or_refused(db: deeplake.Database) -> None:
+def test_rows_of_a_deleted_branch_are_all_there_or_refused(db: deeplake.Database, reconnect: Connect) -> None:
     tables(db)
     with db.branch("gone"):
         db.execute("DELETE FROM t WHERE id > 1")
-    with deeplake.connect(db.root, branch="gone") as other:
+    with reconnect(branch="gone") as other:
         db.delete_branch("gone")
         with other.branch("rescued"):
             assert len(rows(other)) == 1
@@ -277,9 +290,8 @@ def test_every_point_of_history_can_be_read_again(db: deeplake.Database) -> None
 
 
 def owners(db: deeplake.Database, seen: list[tuple[str, Any]]) -> list[str]:
-    with sqlite3.connect(f"{db.root}/catalog.sqlite") as other:
-        found = dict(other.execute("SELECT c.id, b.name FROM _dl_commits c JOIN _dl_branches b ON b.id = c.branch"))
-    other.close()
+    query = "SELECT c.id, b.name FROM _dl_commits c JOIN _dl_branches b ON b.id = c.branch"
+    found = dict(db._catalog.fetchall(query))
     return [found[commit] for commit, _ in seen]
 
 
@@ -444,8 +456,10 @@ def everything(db: deeplake.Database) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_foreign_keys_hold_among_the_rows_of_a_branch(db: deeplake.Database, tmp_path: Path, depth: int) -> None:
-    with deeplake.connect(tmp_path / "plain") as reference:
+def test_foreign_keys_hold_among_the_rows_of_a_branch(
+    db: deeplake.Database, new_store: Callable[[], Any], depth: int
+) -> None:
+    with new_store().connect() as reference:
         for statement in FAMILY:
             db.execute(statement)
             reference.execute(statement)
@@ -497,10 +511,10 @@ COUNTS = [
 ]
 
 
-def test_counts_over_the_parts_are_counts_over_the_rows(db: deeplake.Database, tmp_path: Path) -> None:
+def test_counts_over_the_parts_are_counts_over_the_rows(db: deeplake.Database, new_store: Callable[[], Any]) -> None:
     dice = random.Random(3)
     tables(db)
-    with deeplake.connect(tmp_path / "plain") as reference:
+    with new_store().connect() as reference:
         tables(reference)
 
         def change(handle: deeplake.Database, seed: int) -> None:
@@ -584,12 +598,12 @@ def assert_constraints_hold(found: State) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_branch_is_disturbed_by_another_ones_history(db: deeplake.Database, seed: int) -> None:
+def test_no_branch_is_disturbed_by_another_ones_history(db: deeplake.Database, reconnect: Connect, seed: int) -> None:
     dice = random.Random(seed)
     for statement in KIN.values():
         db.execute(statement)
     expected, tags = {"main": state(db)}, dict[str, State]()
-    with deeplake.connect(db.root) as second:
+    with reconnect() as second:
         for step in range(60):
             handle, other = dice.sample([db, second], 2)
             name, kind = dice.choice(list(expected)), dice.random()

@@ -66,7 +66,8 @@ class PostgresViews(Views):
             self._committed = self.point
 
     def _go(self, branch: int) -> None:
-        path = () if branch == MAIN else (self._history.branches.place(branch),)
+        query = "SELECT place FROM _dl_branches WHERE id = ?"  # of a deleted one, too: `refresh` says so
+        path = () if branch == MAIN else self._catalog.fetchone(query, (branch,))
         self.branch = self._catalog.branch = branch
         self._catalog.set_path(*path)
 
@@ -228,7 +229,9 @@ class PostgresBranchWriter(BranchWriter):
         own = self._history.real(overlay_name(branch, table))
         self._catalog.execute(f"CREATE TEMP TABLE {_GIVEN} ON COMMIT DROP AS SELECT * FROM {own} WITH NO DATA")
         run(text, [values[i] for i in used])
+        self._catalog.fetchone("SELECT set_config('deeplake.copying', '1', true)")
         self._catalog.fetchone("SELECT _dl_take_given(?, ?, ?)", (branch, table, _GIVEN))
+        self._catalog.fetchone("SELECT set_config('deeplake.copying', '', true)")
         self._catalog.execute(f"DROP TABLE {_GIVEN}")
 
     def own_insert(self, plan: Plan) -> str:

@@ -378,6 +378,10 @@ class PostgresCatalog(Catalog):
             raise
         self.execute(f"RELEASE {name}")
 
+    def _back_to(self, savepoint: str) -> None:
+        super()._back_to(savepoint)
+        self._sealed_at = None  # what was sealed since the savepoint is gone
+
     def number_commit(self) -> int:
         tx = self._transaction
         if tx is None:

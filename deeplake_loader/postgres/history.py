@@ -95,33 +95,42 @@ class PostgresHistory:
         self._catalog.fetchone("SELECT _dl_follow(?, ?, 1)", (self._catalog.address.schema, table))
         live = self._live()
         for branch in self.holders(table):
-            self._catalog.fetchone("SELECT _dl_remake(?, ?)", (branch, table))
+            self._remake(branch, table)
             if branch in live:
                 self._catalog.fetchone("SELECT _dl_watch(?, ?)", (branch, table))
             else:
-                own = overlay_name(branch, table)
-                schema = bookkeeping_schema(self._catalog.address.schema)
+                schema, own = bookkeeping_schema(self._catalog.address.schema), overlay_name(branch, table)
                 self._catalog.fetchone("SELECT _dl_follow(?, ?, ?)", (schema, own, branch))
         for branch in live:
             self._catalog.fetchone("SELECT _dl_show(?, ?)", (branch, table))
             self._refuse_duplicates(table, branch)
 
+    def _remake(self, branch: int, table: str) -> None:
+        name = self.branches.by_id(branch).name
+        try:
+            self._catalog.fetchone("SELECT _dl_remake(?, ?)", (branch, table))
+        except ConstraintError as error:
+            raise self._broken(name, table, str(error)) from error
+
+    @staticmethod
+    def _broken(branch: str, table: str, why: str) -> ConstraintError:
+        return ConstraintError(
+            f"rows of {table!r} on branch {branch!r} do not allow it ({why}); change them there, or delete the branch",
+            constraint="UNIQUE",
+            table=table,
+        )
+
     def _refuse_duplicates(self, table: str, branch: int) -> None:
         """A unique index holds on every branch or is not made."""
-        shape, view = self.shape(table), self.real(f"{RESERVED_PREFIX}v{branch}_{table}")
         if table not in self.branches.overlays(branch):
             return
-        for terms in shape.uniques[1:]:
+        view = self.real(f"{RESERVED_PREFIX}v{branch}_{table}")
+        for terms in self.shape(table).uniques[1:]:
             listed = ", ".join(t.expression for t in terms)
             given = " AND ".join(f"({t.expression}) IS NOT NULL" for t in terms)
             query = f"SELECT 1 FROM {view} WHERE {given} GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
             if self._catalog.fetchone(query):
-                raise ConstraintError(
-                    f"a unique index on ({listed}) cannot be made: on branch {self.branches.by_id(branch).name!r} rows "
-                    f"of {table!r} have equal values; change them there, or delete the branch",
-                    constraint="UNIQUE",
-                    table=table,
-                )
+                raise self._broken(self.branches.by_id(branch).name, table, f"equal values of {listed}")
 
     def aside(self, table: str) -> None:
         """Take a table's views away, which a change of its columns would break; `rebuild` makes them anew."""
@@ -237,7 +246,7 @@ class PostgresBranches(Branches):
     def _fork(self, point: Point) -> int:
         state = self.state(point)
         query = f"SELECT main_seq FROM _dl_forks c WHERE branch = ? AND (seq = 0 OR {_HELD}) ORDER BY seq DESC LIMIT 1"
-        row = self._catalog.fetchone(query, (point.branch, *_values(state)))
+        row = self._catalog.fetchone(query, (point.branch, *_held(state)))
         if row is None:
             raise NotFoundError(f"branch number {point.branch} was not there at commit {point.seq}")
         return int(row[0])
@@ -273,7 +282,7 @@ class PostgresBranches(Branches):
     def _holds(self, point: Point, seq: int) -> bool:
         """Whether the point's state holds the changes of a commit."""
         query = f"SELECT {_HELD} FROM _dl_commits c WHERE c.seq = ?"
-        row = self._catalog.fetchone(query, (*_values(self.state(point)), seq))
+        row = self._catalog.fetchone(query, (*_held(self.state(point)), seq))
         return row is None or bool(row[0])
 
     # -- nodes -----------------------------------------------------------------------------------------------------
@@ -283,7 +292,7 @@ class PostgresBranches(Branches):
             "SELECT n.id, n.seq FROM _dl_nodes n JOIN _dl_commits c ON c.seq = n.seq "
             f"WHERE n.branch = ? AND {_HELD} ORDER BY n.seq DESC, n.id DESC LIMIT 1"
         )
-        found = self._catalog.fetchone(query, (at.branch, *_values(self.state(at)))) or self._first(at.branch)
+        found = self._catalog.fetchone(query, (at.branch, *_held(self.state(at)))) or self._first(at.branch)
         before, seq = int(found[0]), int(found[1])
         return self.add_node(at, before) if self._changed(at.branch, seq, at.seq) else before
 
@@ -319,23 +328,30 @@ class PostgresBranches(Branches):
         return str(row[0])
 
 
-_HELD = "(pg_visible_in_snapshot(c.xid, ?::pg_snapshot) OR (c.xid = ?::xid8 AND c.step <= ?))"
+_HELD = "CASE WHEN c.xid = ?::xid8 THEN c.step <= ? ELSE pg_visible_in_snapshot(c.xid, ?::pg_snapshot) END"
+"""That row ``c`` belongs to a state; a snapshot leaves its own transaction out of those in progress, so it would pass
+for a finished one."""
 
 
 def _values(state: State) -> tuple[str, str, int]:
     return state.snapshot, state.xid, state.step
 
 
+def _held(state: State) -> tuple[str, int, str]:
+    """The values of `_HELD`."""
+    return state.xid, state.step, state.snapshot
+
+
 def seen(state: State, row: str) -> str:
     """That a log's or a shadow's row belongs to a state; the state's parts are our own numbers."""
     return (
-        f"(pg_visible_in_snapshot({row}._dl_xid, '{state.snapshot}'::pg_snapshot) "
-        f"OR ({row}._dl_xid = '{state.xid}'::xid8 AND {row}._dl_step <= {state.step:d}))"
+        f"CASE WHEN {row}._dl_xid = '{state.xid}'::xid8 THEN {row}._dl_step <= {state.step:d} "
+        f"ELSE pg_visible_in_snapshot({row}._dl_xid, '{state.snapshot}'::pg_snapshot) END"
     )
 
 
 def between(select: str, states: Sequence[State]) -> str:
     """The rows ``l`` of a SELECT without a WHERE that some of the states hold and others do not."""
     first = min(int(state.snapshot.partition(":")[0]) for state in states)
-    held = [seen(state, "l") for state in states]
+    held = [f"({seen(state, 'l')})" for state in states]
     return f"{select} WHERE l._dl_xid >= '{first}'::xid8 AND ({' OR '.join(held)}) AND NOT ({' AND '.join(held)})"

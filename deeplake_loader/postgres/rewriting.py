@@ -23,7 +23,7 @@ Span = tuple[int, int]
 class Change:
     """``sql[start:stop]`` names the table; ``alias`` is the name it has in the statement, written there or not;
     ``chosen``, of an UPDATE or DELETE, are where the statement begins, the table's text, and the spans of its other
-    sources and its condition; ``given``, of an INSERT with ON CONFLICT, where it begins and the span of columns and rows.
+    sources and its condition; ``given``, of an INSERT with ON CONFLICT, where it begins and the span of its rows.
     """
 
     sql: str

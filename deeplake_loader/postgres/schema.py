@@ -36,6 +36,12 @@ _KEY = """
 _RIGID_KEYS = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'f' AND NOT condeferrable"
 
 
+_INDEXES = """
+    SELECT i.indexrelid::bigint, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+    WHERE c.relnamespace = to_regnamespace(quote_ident(?))
+"""
+
+
 class PostgresSchema:
     """Runs CREATE, ALTER and DROP for one handle."""
 
@@ -50,10 +56,11 @@ class PostgresSchema:
             UnsupportedSQLError: a table would get another name, or be made elsewhere than in main.
             InputError: a name of more than 63 bytes; a branch or a tag would lose rows or values.
         """
-        reading = read(sql)
+        reading = read(sql, native=True)
         with self.in_main():
             run = {
                 "create_table": self._create_table, "drop_table": self._drop_table, "alter_table": self._alter,
+                "create_index": self._index, "drop_index": self._index,
             }.get(plan.kind, self._as_written)  # fmt: skip
             run(plan, reading)
 
@@ -140,6 +147,16 @@ class PostgresSchema:
     def _known(self, plan: Plan) -> Table | None:
         found = self._catalog.table(plan.target or "")
         return found if found is not None and found.name == plan.target else None
+
+    def _index(self, plan: Plan, reading: Reading) -> None:
+        """Overlays get the indexes of their tables, and a unique one holds on every branch."""
+        before = self._all_indexes()
+        self._as_written(plan, reading)
+        for table in sorted({table for _, table in before ^ self._all_indexes()}):
+            self._history.rebuild(table)
+
+    def _all_indexes(self) -> set[tuple[int, str]]:
+        return {(number, table) for number, table in self._catalog.fetchall(_INDEXES, (self._catalog.address.schema,))}
 
     def _as_written(self, _plan: Plan, reading: Reading) -> None:
         self._run(Declared(_without_concurrently(reading)), reading)

@@ -17,12 +17,13 @@ from deeplake_loader.postgres.references import FUNCTIONS as _REFERENCES
 
 _ROWS = """
 CREATE FUNCTION @b@._dl_seen(alias text, s text, x text, k integer) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-  SELECT format('(pg_visible_in_snapshot(%1$s._dl_xid, %2$L::pg_snapshot) OR (%1$s._dl_xid = %3$L::xid8 '
-    'AND %1$s._dl_step <= %4$s))', alias, s, x, k)
+  -- a snapshot leaves its own transaction out of those in progress, so it would pass for a finished one
+  SELECT format('CASE WHEN %1$s._dl_xid = %3$L::xid8 THEN %1$s._dl_step <= %4$s '
+    'ELSE pg_visible_in_snapshot(%1$s._dl_xid, %2$L::pg_snapshot) END', alias, s, x, k)
 $$;
 
 CREATE FUNCTION @b@._dl_after(alias text, s text, x text, k integer) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-  SELECT format('%s._dl_xid >= %L::xid8 AND NOT %s', alias, pg_snapshot_xmin(s::pg_snapshot)::text,
+  SELECT format('%s._dl_xid >= %L::xid8 AND NOT (%s)', alias, pg_snapshot_xmin(s::pg_snapshot)::text,
     @b@._dl_seen(alias, s, x, k))
 $$;
 
@@ -62,7 +63,7 @@ BEGIN
   IF EXISTS (SELECT 1 FROM @b@._dl_overlays o WHERE o.branch = number AND o.table_name = tbl) THEN
     hidden := format('EXISTS (SELECT 1 FROM %s s WHERE %s%s)', @b@._dl_ours('s', number, tbl),
       @b@._dl_same('s', '<row>', @b@._dl_key(format('%I.%I', @ml@, tbl)::regclass)),
-      CASE WHEN ps IS NULL THEN '' ELSE ' AND ' || @b@._dl_seen('s', ps, px, pk) END);
+      CASE WHEN ps IS NULL THEN '' ELSE format(' AND (%s)', @b@._dl_seen('s', ps, px, pk)) END);
   END IF;
   RETURN @b@._dl_asof(tbl, @ml@, tbl, s, x, k, computed, hidden);
 END $$;
@@ -182,8 +183,8 @@ BEGIN
   SELECT array_agg(c) INTO kept FROM unnest(@b@._dl_columns(main)) c
     WHERE c = ANY (@b@._dl_columns(former::regclass));
   EXECUTE format('INSERT INTO %s (%s) SELECT %s FROM %s', @b@._dl_ours('b', number, tbl), @b@._dl_listed('', kept),
-    (SELECT string_agg(format('%I::%s', c, format_type(a.atttypid, a.atttypmod)), ', ') FROM unnest(kept) c
-      JOIN pg_attribute a ON a.attrelid = main AND a.attname = c), former);
+    (SELECT string_agg(format('%I::%s', c, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY n)
+      FROM unnest(kept) WITH ORDINALITY u (c, n) JOIN pg_attribute a ON a.attrelid = main AND a.attname = c), former);
   EXECUTE format('DROP TABLE %s', former);
 END $$;
 
@@ -223,12 +224,13 @@ $$;
 
 CREATE FUNCTION @b@._dl_take_given(number bigint, tbl text, given text) RETURNS void LANGUAGE plpgsql
   SET search_path = @path@ AS $$
--- takes over main's rows that the rows of an upsert collide with: a row that its own statement brought it may not change
+-- takes over main's rows that an upsert's rows collide with: it may not change a row that came while it ran
 DECLARE main regclass := format('%I.%I', @ml@, tbl)::regclass;
 BEGIN
-  EXECUTE (SELECT @b@._dl_take(number, tbl, string_agg(format('SELECT %s FROM %s x JOIN pg_temp.%I g ON %s',
+  EXECUTE (SELECT @b@._dl_take(number, tbl, string_agg(format('SELECT %s FROM %s x JOIN '
+    '(SELECT _dl_r FROM pg_temp.%I _dl_r) u ON %s',
     @b@._dl_listed('x.', @b@._dl_key(main)), @b@._dl_ours('f', number, tbl), given,
-    replace(@b@._dl_clash(main, i.indexrelid), '($1)', '(g)')), ' UNION '))
+    replace(@b@._dl_clash(main, i.indexrelid), '($1)', '(_dl_r)')), ' UNION '))
     FROM pg_index i WHERE i.indrelid = main AND i.indisunique);
 END $$;
 
@@ -274,7 +276,9 @@ END $$;
 
 CREATE FUNCTION @b@._dl_make_room() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = @path@ AS $$
 BEGIN
+  PERFORM set_config('deeplake.copying', '1', true);  -- what is taken over needs no looking after
   EXECUTE TG_ARGV[0] USING NEW;
+  PERFORM set_config('deeplake.copying', '', true);
   RETURN NEW;
 END $$;
 
@@ -298,8 +302,10 @@ BEGIN
     IF changed = 0 THEN RETURN NULL; END IF;
     RETURN NEW;
   END IF;
+  PERFORM set_config('deeplake.copying', '1', true);
   EXECUTE @b@._dl_take(number, tbl, format('SELECT %s FROM %s x WHERE %s', @b@._dl_listed('x.', key),
     @b@._dl_ours('f', number, tbl), @b@._dl_same('x', '($1)', key))) USING OLD;
+  PERFORM set_config('deeplake.copying', '', true);
   EXECUTE format('SELECT record_image_eq(ROW(%s), ROW(%s)), EXISTS (SELECT 1 FROM %s l WHERE %s AND l._dl_xid = '
     'pg_current_xact_id()) FROM %s o WHERE %s FOR UPDATE', @b@._dl_listed('o.', stored),
     @b@._dl_listed('($1).', stored), @b@._dl_ours('log', 0, '_dl_b' || number || '_' || tbl),
