@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import pwd
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
 from conftest import Server, Store
 from psycopg.conninfo import conninfo_to_dict
 
 import deeplake_loader as deeplake
-from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, SQLError, StoreError
+from deeplake_loader.errors import (
+    CorruptionError,
+    DeeplakeError,
+    InputError,
+    NotFoundError,
+    SQLError,
+    StoreError,
+    UnsupportedSQLError,
+)
 from deeplake_loader.postgres.catalog import PostgresCatalog, PostgresLocation
 from deeplake_loader.postgres.connection import Address
 from deeplake_loader.postgres.names import physical
@@ -204,6 +216,52 @@ def test_a_reader_reads_searches_and_streams_through_the_whole_package(place: St
     with psycopg.connect(place.url, autocommit=True) as owner:
         owner.execute("DROP OWNED BY viewer")
         owner.execute("DROP ROLE viewer")
+
+
+# -- a system's PostgreSQL, without pgvector -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_server() -> Iterator[str]:
+    """The URL of a server of the PostgreSQL that is installed here, or a skip."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.skip("no PostgreSQL is installed here")
+    binaries, user = found[-1].parent, []
+    with tempfile.TemporaryDirectory(prefix="dl", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if os.geteuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            user = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+        data, quiet = f"{folder}/data", {"check": True, "capture_output": True}
+        subprocess.run([*user, binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N"], **quiet)
+        options = f"-c listen_addresses='' -c fsync=off -k {folder}"
+        control = [*user, binaries / "pg_ctl", "-D", data, "-w"]
+        subprocess.run([*control, "-l", f"{folder}/log", "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
+        yield f"postgresql://postgres@/postgres?host={folder}"
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+
+
+def test_everything_but_pgvectors_operators_works_without_it(plain_server: str, tmp_path: Path) -> None:
+    with deeplake.connect(plain_server, storage=tmp_path) as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, name TEXT, photo BLOB, v VECTOR(2))")
+        db.insert("t", [{"name": f"n{i}", "photo": b"x" * i, "v": [1.0, float(i)]} for i in range(5)])
+        assert [row.photo.bytes() for row in db.execute("SELECT photo FROM t ORDER BY id")] == [
+            b"x" * i for i in range(5)
+        ]
+        scored = "SELECT name, cosine_similarity(v, %s) AS s FROM t ORDER BY s DESC LIMIT 2"
+        query = np.array([1.0, 9.0], np.float32)
+        assert [row.name for row in db.execute(scored, [query])] == ["n4", "n3"]
+        assert [row.name for row in db.search("t", "v", query, k=2)] == ["n4", "n3"]
+        db.branch("idea")
+        db.execute("UPDATE t SET name = 'z' WHERE id = 1")
+        db.checkout("main")
+        assert db.execute("SELECT name FROM t WHERE id = 1").scalar() == "n0"
+        assert db.merge("idea").changed == 1
+        stream = db.stream("SELECT name FROM t ORDER BY id", batch_size=2)
+        assert [name for batch in stream for name in batch["name"]] == ["z", "n1", "n2", "n3", "n4"]
+        with pytest.raises(UnsupportedSQLError, match="pgvector"):
+            db.execute("SELECT name FROM t ORDER BY v <=> %s LIMIT 2", [query])
 
 
 # -- a server of the store's own -------------------------------------------------------------------------------------

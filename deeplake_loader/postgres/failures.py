@@ -19,6 +19,7 @@ from deeplake_loader.errors import (
     SQLError,
     StoreError,
     TypeMismatchError,
+    UnsupportedSQLError,
 )
 
 Place = Callable[[int], int]
@@ -27,6 +28,7 @@ Place = Callable[[int], int]
 _OVERLAY = re.compile(r"^_dl_b\d+_")
 """A branch's own copy of a table; the user knows the table by what follows."""
 _KEY = re.compile(r"\(((?:[^()]|\([^()]*\))*)\)\s*=")
+_VECTOR_OPERATOR = re.compile(r"operator does not exist: .*(<=>|<->|<#>)")
 _CONSTRAINTS = {
     "23502": "NOT NULL",
     "23503": "FOREIGN KEY",
@@ -81,6 +83,13 @@ def translate_error(error: Exception, sql: str | None = None, *, lost: bool = Fa
         return TypeMismatchError(f"PostgreSQL cannot hold a value of this statement ({text})")
     if state == "54000" or isinstance(error, OverflowError):
         return InputError(f"a value is larger than PostgreSQL can hold ({text})")
+    if state == "42883" and (operator := _VECTOR_OPERATOR.search(text)):
+        return UnsupportedSQLError(
+            f"{operator[1]} is an operator of the extension pgvector, on columns of its types ({text}): where it is "
+            "missing, order by cosine_similarity, l2_distance or inner_product, or add it before the table is made",
+            sql=sql,
+            position=_position(error, sql),
+        )
     return SQLError(f"the statement cannot be run: {text}", sql=sql, position=_position(error, sql))
 
 
