@@ -41,6 +41,11 @@ class Dialect(Protocol):
         """Whether a VECTOR column holds the vector itself, and not its address."""
         ...
 
+    @property
+    def gives_values(self) -> bool:
+        """Whether the driver gives Python's values for every scalar type."""
+        ...
+
     def identical(self, a: str, b: str, declared: str, /) -> str:
         """A condition: both NULL, or the same value of the type ``declared`` to the byte, whatever the collation."""
         ...
@@ -65,7 +70,7 @@ class Dialect(Protocol):
 class SqliteDialect:
     """SQLite's."""
 
-    stores_vectors = False
+    stores_vectors = gives_values = False
 
     def identical(self, a: str, b: str, _declared: str, /) -> str:
         return f"{a} IS {b} COLLATE BINARY"  # IS NOT DISTINCT FROM needs 3.39
@@ -89,7 +94,7 @@ class SqliteDialect:
 class PostgresDialect:
     """PostgreSQL's."""
 
-    stores_vectors = True
+    stores_vectors = gives_values = True
 
     def identical(self, a: str, b: str, declared: str, /) -> str:
         if _COMPARABLE.match(declared) and not declared.endswith("[]"):

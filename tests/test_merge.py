@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import deeplake_loader as deeplake
 from deeplake_loader.errors import ConflictError, ConstraintError, InputError, NotFoundError
 from deeplake_loader.merging.graph import Graph
+
+pytestmark = pytest.mark.both_catalogs
 
 TABLE = "CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT, u INTEGER UNIQUE, n INTEGER)"
 ROWS = ["INSERT INTO t VALUES (1, 'one', 10, 1), (2, 'two', 20, 2), (3, 'three', 30, NULL)"]
@@ -79,6 +81,15 @@ def sides(db: deeplake.Database, request: pytest.FixtureRequest) -> Sides:
 @pytest.fixture(params=LIES)
 def family(db: deeplake.Database, request: pytest.FixtureRequest) -> Sides:
     return build(db, request.param, FAMILY)
+
+
+def other_tool(place: Any) -> Any:
+    """A connection of the database's own driver."""
+    if place.kind == "sqlite":
+        return sqlite3.connect(place.folder / "catalog.sqlite")
+    import psycopg
+
+    return psycopg.connect(place.url)
 
 
 def conflicts_of(call: Callable[[], object]) -> list[Any]:
@@ -194,6 +205,7 @@ def test_what_both_changed_is_a_conflict_and_nothing_is_merged(sides: Sides, cas
     assert len(sides.db.log(sides.ours)) == commits
 
 
+@pytest.mark.sqlite_only("test_postgres_merge settles them in one store, beside a twin on SQLite")
 @pytest.mark.parametrize("case", CLASHING)
 @pytest.mark.parametrize("side", ["ours", "theirs"])
 def test_a_conflict_is_settled_for_the_side_that_is_named(sides: Sides, case: str, side: str) -> None:
@@ -390,20 +402,19 @@ def test_a_branch_of_a_branch_merges_back_through_its_parent(db: deeplake.Databa
     assert db.merge("child", "main").commit is None
 
 
-def test_another_tools_uncommitted_numbers_are_merged_too(sides: Sides) -> None:
+def test_another_tools_uncommitted_numbers_are_merged_too(sides: Sides, place: Any) -> None:
     sides.run(sides.theirs, "UPDATE t SET a = 't' WHERE id = 2")
-    with sqlite3.connect(Path(sides.db.root) / "catalog.sqlite") as other:
+    with closing(other_tool(place)) as other, other:
         other.execute("UPDATE t SET a = 'foreign' WHERE id = 1")
-    other.close()
     sides.merge()
     if "main" in (sides.ours, sides.theirs):
         assert sides.rows(sides.ours)[1][0] == "foreign"
     assert sides.rows(sides.ours)[2][0] == "t"
 
 
-def test_other_handles_see_the_merge(db: deeplake.Database) -> None:
+def test_other_handles_see_the_merge(db: deeplake.Database, reconnect: Callable[..., deeplake.Database]) -> None:
     sides = build(db, "main into branch")
-    with deeplake.connect(db.root, branch="exp/b") as other:
+    with reconnect(branch="exp/b") as other:
         other.execute("UPDATE t SET a = 'b' WHERE id = 2")
         assert other.execute("SELECT a FROM t ORDER BY id").fetchall() == [("one",), ("b",), ("three",)]
         sides.run("main", "UPDATE t SET a = 'm' WHERE id = 1", "DELETE FROM t WHERE id = 3")
@@ -415,8 +426,11 @@ def test_other_handles_see_the_merge(db: deeplake.Database) -> None:
 
 def test_a_merge_leaves_no_temporary_tables(sides: Sides) -> None:
     def temporary() -> set[str]:
-        rows = sides.db._catalog.fetchall("SELECT name FROM temp.sqlite_master WHERE name LIKE '%images%'")
-        return {name for (name,) in rows}
+        listed = {
+            "sqlite": "SELECT name FROM temp.sqlite_master WHERE name LIKE '%images%'",
+            "postgres": "SELECT relname FROM pg_class WHERE relpersistence = 't' AND relname LIKE '%images%'",
+        }
+        return {name for (name,) in sides.db._catalog.fetchall(listed[sides.db._catalog.dialect])}
 
     sides.run(sides.ours, "UPDATE t SET a = 'o', u = 77 WHERE id = 1")
     sides.run(sides.theirs, "UPDATE t SET a = 't' WHERE id = 2", "INSERT INTO t VALUES (9, 'new', 90, 9)")
@@ -623,9 +637,3 @@ def test_best_common_ancestors_by_their_definition(parents: dict[int, tuple[int,
     read: list[int] = []
     graph.virtual_base(a, b, lambda node: read.append(node) or node, lambda rows, other, base: rows)
     assert set(read) == set(graph.reachable_bases(a, b))
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path / "store") as database:
-        yield database

@@ -50,14 +50,16 @@ class Counts:
 class Columns:
     """A table's stored columns, and how raw rows of them become Python values."""
 
-    def __init__(self, table: Table, names: Sequence[str], key: Sequence[str], source: Source) -> None:
+    def __init__(self, comparison: Comparison, source: Source) -> None:
+        names, key, table = [c.name for c in comparison.shape.columns], comparison.shape.key, comparison.table
         self.table, self.names, self._source = table, tuple(names), source
+        self._decoded = comparison.dialect.gives_values
         self._key = [self.names.index(k) for k in key]
         declared = [table.column(name) for name in names]
         self._types = [None if c is None else c.type for c in declared]
 
     def rows(self, records: list[tuple[Any, ...]]) -> RowSet:
-        return RowSet(self.names, self._types, records, source=self._source)
+        return RowSet(self.names, self._types, records, source=self._source, decoded=self._decoded)
 
     def key(self, row: Row) -> Any:
         """The primary key: a value, or a tuple where it has several columns."""
@@ -144,9 +146,7 @@ def compare(catalog: Catalog, tables: Sequence[Table], a: Point, b: Point, sourc
     parts = []
     for table in tables:
         comparison = Comparison(catalog, table)
-        shape = comparison.shape
-        columns = Columns(table, [c.name for c in shape.columns], shape.key, source)
-        parts.append(TableDiff(columns, comparison.differences(a, b, contents)))
+        parts.append(TableDiff(Columns(comparison, source), comparison.differences(a, b, contents)))
     return Diff(parts)
 
 

@@ -355,8 +355,7 @@ class _Run:
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _columns(self, images: Images) -> Columns:
-        names = [c.name for c in images.shape.columns]
-        return Columns(images.table, names, images.shape.key, self._source)
+        return Columns(images, self._source)
 
     def _count(self, part: Part) -> Counts:
         images = part.images
