@@ -542,8 +542,9 @@ class Catalog(ABC):
         self._schema_changed()
 
     def drop_table(self, name: str) -> None:
-        """Forgets a table's definition; the caller drops the table itself, in the same transaction."""
+        """Forgets a table's definition and sources; the caller drops the table itself, in the same transaction."""
         self.execute("DELETE FROM _dl_tables WHERE name = ?", (name.lower(),))
+        self.execute("DELETE FROM _dl_sources WHERE lower(table_name) = ?", (name.lower(),))
         self._schema_changed()
 
     def _schema_changed(self) -> None:

@@ -80,8 +80,7 @@ class Schema:
                 for name in (overlay_name(branch, table), shadow_name(branch, table)):
                     self._catalog.execute(f"DROP TABLE main.{quote_identifier(name)}")
                 history.drop(self._catalog, overlay_name(branch, table))
-            for listed in ("_dl_overlays", "_dl_sources"):
-                self._catalog.execute(f"DELETE FROM {listed} WHERE table_name = ?", (table,))
+            self._catalog.execute("DELETE FROM _dl_overlays WHERE table_name = ?", (table,))
             self._catalog.execute(plan.sql, user_sql=sql)
             history.drop(self._catalog, table)
             self._catalog.drop_table(table)

@@ -44,7 +44,7 @@ def by_tarfile(data: bytes) -> list[tuple[str, bytes]]:
         return [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isreg()]  # type: ignore[union-attr]
 
 
-names = st.text(st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1, max_size=150)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=150)
 contents = st.lists(st.tuples(names, st.binary(max_size=1_500)), max_size=12)
 
 
