@@ -200,8 +200,8 @@ class Database(
     `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;
     training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
     `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
-    `quarantine`, `release`; object storage: `stats`, `prewarm`; other tools: `engine`; care: `info`, `statistics`,
-    `optimize`, `gc`, `close`.
+    `quarantine`, `release`; object storage: `stats`, `prewarm`; other people's data: `ingest`, `export`; other tools:
+    `engine`; care: `info`, `statistics`, `optimize`, `gc`, `close`.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()
@@ -427,13 +427,19 @@ class Database(
 
     def decode_blob(self, address: int, transform: object | None, options: dict[str, Any]) -> torch.Tensor:
         """A blob decoded on the CPU."""
+        from deeplake_loader.decode import cpu
+
+        return cpu.to_torch(self.decode_array(address, transform, options))
+
+    def decode_array(self, address: int, transform: object | None, options: dict[str, Any]) -> np.ndarray:
+        """A blob decoded on the CPU without torch; bfloat16 as dtype 'V2'."""
         from deeplake_loader.decode import cpu, transforms, video
 
         info = self.blob_info(address)
         chosen = transforms.choose(info.media, transform, options)
         try:
             file = video.open_clip(self._shards, address, info, chosen)
-            return cpu.to_torch(cpu.decode(file or self.read_blob(address), info, chosen))
+            return cpu.decode(file or self.read_blob(address), info, chosen)
         except DecodeError as error:
             raise DecodeError(str(error), key=self.locate(address).key) from error
 

@@ -48,6 +48,7 @@ class Source(Protocol):
     def blob_info(self, address: int) -> MediaInfo: ...
     def locate(self, address: int) -> Place: ...
     def decode_blob(self, address: int, transform: object | None, options: dict[str, Any]) -> torch.Tensor: ...
+    def decode_array(self, address: int, transform: object | None, options: dict[str, Any]) -> np.ndarray: ...
     def vector(self, address: int) -> np.ndarray: ...
     def vectors(self, addresses: np.ndarray) -> np.ndarray: ...
 
@@ -120,9 +121,9 @@ class Blob(_Handle):
         """
         return self._source.decode_blob(self._address, transform, options)
 
-    def array(self) -> np.ndarray:
-        """`decode()` as a numpy array."""
-        return self.decode().numpy()
+    def array(self, transform: object | None = None, **options: Any) -> np.ndarray:
+        """What `decode` gives as a numpy array, without torch; bfloat16, which numpy lacks, as raw dtype 'V2'."""
+        return self._source.decode_array(self._address, transform, options)
 
     def __repr__(self) -> str:
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_store import build, ran, run
+from cli_store import ROOT, build, ran, run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -77,6 +79,22 @@ def test_a_video_is_its_middle_frame_or_a_strip_of_frames(row: deeplake.rows.Row
     np.testing.assert_array_equal(pictures.thumbnail(row.frames, size=64), middle)
     assert pictures.strip(row.frames, frames=64, height=48).shape[1] == 12 * 64 + 11 * 2, "it has 12 frames"
     assert pictures.strip(row.frames, frames=2, height=24).shape == (24, 2 * 32 + 2, 3)
+
+
+def test_arrays_are_the_tensors_and_pictures_need_no_torch(row: deeplake.rows.Row, store: Path) -> None:
+    np.testing.assert_array_equal(row.frames.array(num_frames=2), row.frames.decode(num_frames=2).numpy())
+    np.testing.assert_array_equal(row.latent.array(), row.latent.decode().numpy())
+    code = (
+        "import sys, deeplake_loader as deeplake\n"
+        "from deeplake_loader import pictures\n"
+        "row = deeplake.connect(sys.argv[1], read_only=True).execute('SELECT frames FROM generations LIMIT 1')[0]\n"
+        "pictures.contact_sheet([pictures.Tile(pictures.thumbnail(blob)) for blob in row])\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_an_image_beside_strips_has_their_height(row: deeplake.rows.Row) -> None:

@@ -98,9 +98,7 @@ def _frames(blob: Blob, count: int, box: tuple[int, int]) -> Array:
 
 
 def _decoded(blob: Blob, transform: Any) -> Array:
-    from deeplake_loader.decode import cpu
-
-    found: Array = cpu.decode(blob.bytes(), blob.info, transform, key=blob.key)
+    found: Array = blob.array(transform)
     return found
 
 
