@@ -77,10 +77,8 @@ class PostgresViews(Views):
         self._catalog.branch = point.branch
         self._committed = self.point
         for table in self._catalog.tables().values():
-            rows, _ = self._history.select(table.name, point)
-            names = quote_identifiers(c.name for c in self._history.shape(table.name).columns)
-            name = quote_identifier(table.name)
-            self._texts.append(f"CREATE TEMP VIEW {name} ({names}) AS {rows}")
+            rows = self._history.whole(table.name, point)
+            self._texts.append(f"CREATE TEMP VIEW {quote_identifier(table.name)} AS {rows}")
         self._catalog.add_hook(self._make_views_of_point)
 
     def _make_views_of_point(self, connection: Any) -> None:

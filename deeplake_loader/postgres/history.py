@@ -194,6 +194,17 @@ class PostgresHistory:
         values = (table, schema, overlay_name(point.branch, table), *_values(self.branches.state(point)))
         return self._catalog.fetchone("SELECT _dl_asof(?, ?, ?, ?, ?, ?, false, NULL)", values)[0], ()
 
+    def whole(self, table: str, point: Point) -> str:
+        """A SELECT of all columns at a point, generated ones too, as SELECT * gives them."""
+        state, fork = self.branches.state(point), self.branches.fork_state(point)
+        values = (table, point.branch, *_values(fork), *_values(state))
+        text = str(self._catalog.fetchone("SELECT _dl_main_part(?, ?, ?, ?, ?, true, ?, ?, ?)", values)[0])
+        if point.branch == MAIN or table not in self.branches.overlays(point.branch):
+            return text
+        own = (table, bookkeeping_schema(self._catalog.address.schema), overlay_name(point.branch, table))
+        found = self._catalog.fetchone("SELECT _dl_asof(?, ?, ?, ?, ?, ?, true, NULL)", (*own, *_values(state)))
+        return f"{text} UNION ALL {found[0]}"
+
     def held(self, point: Point, row: str) -> str:
         """That a log's or a shadow's row belongs to a point."""
         return seen(self.branches.state(point), row)

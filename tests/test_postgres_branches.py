@@ -1,0 +1,216 @@
+"""Branches in a PostgreSQL database as psql sees them: schemas of views that any tool reads and writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import deeplake_loader as deeplake
+from deeplake_loader import errors
+
+psycopg = pytest.importorskip("psycopg")
+pytestmark = pytest.mark.both_catalogs
+only = pytest.mark.postgres_only("other tools write branches in a PostgreSQL database alone")
+
+TABLE = (
+    "CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT DEFAULT 'd', b INTEGER UNIQUE, "
+    "g INTEGER GENERATED ALWAYS AS (b * 2) STORED)"
+)
+ROWS = "INSERT INTO t (id, a, b) VALUES (1, 'one', 10), (2, 'two', 20), (3, 'three', NULL)"
+
+
+@contextmanager
+def psql(place: Any, branch: str | None = None) -> Iterator[Any]:
+    """Another tool's session, which knows nothing but SQL."""
+    with psycopg.connect(place.url, autocommit=True) as session:
+        if branch is not None:
+            session.execute(f'SET search_path = "{branch}"'.encode())
+        yield session
+
+
+def read(session: Any, sql: str = "SELECT * FROM t ORDER BY id") -> list[tuple[Any, ...]]:
+    return list(session.execute(sql).fetchall())
+
+
+def shown(db: deeplake.Database) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in db.execute("SELECT * FROM t ORDER BY id")]
+
+
+@pytest.fixture
+def table(db: deeplake.Database) -> deeplake.Database:
+    db.execute(TABLE)
+    db.execute(ROWS)
+    return db
+
+
+@only
+def test_what_psql_writes_on_a_branch_is_what_a_table_would_hold(table: deeplake.Database, place: Any) -> None:
+    table.branch("x/y")
+    with psql(place) as plain, psql(place, "x/y") as branch:
+        plain.execute("CREATE SCHEMA plain")
+        plain.execute("CREATE TABLE plain.t (LIKE public.t INCLUDING ALL EXCLUDING IDENTITY)")
+        plain.execute("INSERT INTO plain.t (id, a, b) SELECT id, a, b FROM public.t")
+        plain.execute("ALTER TABLE plain.t ALTER id SET DEFAULT nextval('public.t_id_seq')")
+        plain.execute("UPDATE public.t SET b = b + 7, a = 'main'")
+        plain.execute("SET search_path = plain")
+        for statement in (
+            "INSERT INTO t (id, b) VALUES (7, 70) RETURNING *",
+            "INSERT INTO t (id, a, b) VALUES (8, NULL, 80) RETURNING a, g",
+            "INSERT INTO t (id, b) VALUES (1, 99)",
+            "INSERT INTO t (id, b) VALUES (9, 20)",
+            "UPDATE t SET b = b + 1 WHERE b > 10 RETURNING id, g",
+            "UPDATE t SET id = 30 WHERE id = 3 RETURNING *",
+            "UPDATE t SET a = v.a FROM (VALUES (1, 'x'), (1, 'x'), (2, 'y')) v (id, a) WHERE v.id = t.id",
+            "MERGE INTO t USING (VALUES (2, 'm'), (50, 'n')) s (id, a) ON t.id = s.id "
+            "WHEN MATCHED THEN UPDATE SET a = s.a WHEN NOT MATCHED THEN INSERT (id, a) VALUES (s.id, s.a)",
+            "WITH w AS (DELETE FROM t WHERE id = 1 RETURNING *) INSERT INTO t (id, a) SELECT id + 500, a FROM w",
+            "DELETE FROM t WHERE id = 2 RETURNING a",
+            "DELETE FROM t WHERE id = 777",
+        ):
+            assert _outcome(branch, statement) == _outcome(plain, statement), statement
+    assert {c.author for c in table.log("x/y", limit=3)} == {"postgres"}
+    assert table.diff("main", "x/y").counts["t"].added == 5
+
+
+def _outcome(session: Any, statement: str) -> Any:
+    try:
+        cursor = session.execute(statement)
+    except psycopg.Error as error:
+        return type(error), read(session)
+    rows = sorted(cursor.fetchall(), key=repr) if cursor.description else None
+    return rows, cursor.rowcount, read(session)
+
+
+@only
+def test_what_psql_writes_is_in_the_log_the_diff_and_the_merge(table: deeplake.Database, place: Any) -> None:
+    with table.branch("x"):
+        pass
+    with psql(place, "x") as branch, psql(place) as main:
+        with branch.transaction():
+            branch.execute("UPDATE t SET a = 'psql' WHERE id = 1")
+            branch.execute("DELETE FROM t WHERE id = 2")
+        main.execute("INSERT INTO t (b) VALUES (70)")
+    newest = table.log("x", limit=1)[0]
+    assert (newest.changes["t"].changed, newest.changes["t"].removed) == (1, 1)
+    assert table.log(limit=1)[0].changes["t"].added == 1
+    assert [(c.key, c.kind) for c in table.diff("main", "x")] == [(1, "changed"), (2, "removed"), (4, "removed")]
+    table.merge("x", into="main")
+    with psql(place) as main:
+        assert read(main, "SELECT id, a FROM t ORDER BY id") == [(1, "psql"), (3, "three"), (4, "d")]
+    with table.at(newest.id) as then:
+        assert [row[0] for row in shown(then)] == [1, 3]
+
+
+@only
+def test_a_fork_never_shows_rows_of_a_transaction_that_was_open(table: deeplake.Database, place: Any) -> None:
+    with psql(place) as writer, psql(place) as other:
+        with writer.transaction():
+            writer.execute("UPDATE t SET a = 'open' WHERE id = 1")
+            other.execute("UPDATE t SET a = 'done' WHERE id = 2")
+            with table.branch("x"):
+                before = shown(table)
+            table.tag("v")
+        with table.checkout("x"):
+            assert shown(table) == before
+        assert [row[1] for row in before] == ["one", "done", "three"]
+        with table.at("v") as then:
+            assert shown(then) == before
+        other.execute("TRUNCATE t")
+    with table.checkout("x"):
+        assert shown(table) == before
+
+
+@only
+def test_increments_on_a_branch_are_never_lost(
+    table: deeplake.Database, place: Any, reconnect: Callable[..., Any]
+) -> None:
+    table.execute("UPDATE t SET b = 1000 WHERE id = 1")
+    table.branch("x")
+    refused = [0, 0]
+
+    def count(i: int) -> None:
+        if i == 0:
+            with reconnect(branch="x") as db:
+                for _ in range(10):
+                    db.execute("UPDATE t SET b = b + 1 WHERE id = 1")
+            return
+        with psql(place, "x") as session:
+            for _ in range(10):
+                while True:
+                    try:
+                        session.execute("UPDATE t SET b = b + 1 WHERE id = 1")
+                        break
+                    except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                        refused[i - 1] += 1
+
+    threads = [threading.Thread(target=count, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert table.execute("SELECT b FROM t WHERE id = 1").scalar() == 1030
+
+
+@only
+def test_a_branch_is_made_once(table: deeplake.Database, reconnect: Callable[..., Any]) -> None:
+    found: list[object] = []
+    handles = [reconnect() for _ in range(2)]
+
+    def make(db: deeplake.Database) -> None:
+        try:
+            db.branch("same")
+            found.append("made")
+        except errors.InputError as error:
+            found.append("already" in str(error))
+
+    threads = [threading.Thread(target=make, args=(h,)) for h in handles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, found)) == ["True", "made"]
+
+
+STEP = st.tuples(st.integers(0, 2), st.sampled_from(["put", "drop", "key"]), st.integers(1, 5), st.integers(0, 9))
+
+
+@only
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEP, max_size=14))
+def test_histories_by_psql_equal_a_model(place: Any, steps: list[tuple[int, str, int, int]]) -> None:
+    with place.connect() as db:
+        db.execute("DROP TABLE IF EXISTS h")
+        db.execute("CREATE TABLE h (id BIGINT PRIMARY KEY, v INTEGER)")
+        db.execute("INSERT INTO h VALUES (1, 1), (2, 2)")
+        names, model = ["public", "a", "a/b"], [{1: 1, 2: 2}]
+        for name in names[1:]:
+            db.branch(name)
+            model.append(dict(model[-1]))
+        with psql(place) as session:
+            for which, deed, key, value in steps:
+                session.execute(f'SET search_path = "{names[which]}"'.encode())
+                rows = model[which]
+                if deed == "put" and key in rows:
+                    session.execute("UPDATE h SET v = %s WHERE id = %s", [value, key])
+                    rows[key] = value
+                elif deed == "put":
+                    session.execute("INSERT INTO h VALUES (%s, %s)", [key, value])
+                    rows[key] = value
+                elif deed == "drop":
+                    session.execute("DELETE FROM h WHERE id = %s", [key])
+                    rows.pop(key, None)
+                elif key in rows and key + 10 not in rows:
+                    session.execute("UPDATE h SET id = id + 10 WHERE id = %s", [key])
+                    rows[key + 10] = rows.pop(key)
+                for name, expected in zip(names, model, strict=True):
+                    session.execute(f'SET search_path = "{name}"'.encode())
+                    assert dict(read(session, "SELECT * FROM h")) == expected
+        for name in ("a/b", "a"):
+            db.checkout("main")
+            db.delete_branch(name)
