@@ -17,7 +17,6 @@ from PIL import Image
 import deeplake_loader as deeplake
 from deeplake_loader.errors import CorruptionError, InputError
 
-
 pytestmark = pytest.mark.both_catalogs
 
 

@@ -23,7 +23,6 @@ from deeplake_loader.ingest import infer
 from deeplake_loader.ingest.generations import read_graph, settings
 from deeplake_loader.ingest.sources import expand_braces
 
-
 pytestmark = pytest.mark.both_catalogs
 
 
