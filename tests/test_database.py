@@ -109,8 +109,8 @@ def test_the_stores_url_stays_below_the_home_folder(tmp_path: Path, monkeypatch:
     for url in ("deeplake://../x", "deeplake://a//b", "deeplake://", "deeplake://a/..", "deeplake://a\\b"):
         with pytest.raises(errors.InputError):
             deeplake.connect(url)
-    with pytest.raises(errors.InputError, match="postgresql"):
-        deeplake.connect("postgresql://host/db")
+    with pytest.raises(errors.InputError, match="schema"):
+        deeplake.connect("postgresql://host/db?schema=pg_catalog")
     assert list(tmp_path.iterdir()) == []
 
 

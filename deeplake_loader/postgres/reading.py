@@ -46,7 +46,7 @@ def native_plan(sql: str, schema: Mapping[str, Table], own_schema: str = "_dl", 
         SQLError: no statement, two of them, or a name that is reserved. UnsupportedSQLError: one that would end the
             transaction or change the connection. DimensionError: vectors that do not fit.
     """
-    reading = read(sql)
+    reading = read(sql, native=True)
     if not ours:
         refuse_reserved(reading)
     kind = kind_of(reading)
@@ -115,7 +115,7 @@ def place_in(reading: Reading, put_in: Sequence[Insertion], position: int) -> in
 
 def brings_values(sql: str) -> bool:
     """Whether an INSERT brings its rows itself, so that they are few."""
-    reading = read(sql)
+    reading = read(sql, native=True)
     return _depth_zero(reading, "values") is not None and _depth_zero(reading, "select") is None
 
 
@@ -124,7 +124,7 @@ def brings_values(sql: str) -> bool:
 
 def native_stream_plan(sql: str, schema: Mapping[str, Table], own_schema: str = "_dl") -> Plan:
     """The plan of a SELECT with the primary keys of its tables as hidden last columns, where it has such keys."""
-    refuse_reserved(read(sql))
+    refuse_reserved(read(sql, native=True))
     try:
         found = compile_stream(sql, schema)
         keys = _hidden_keys(found.sql)
@@ -141,7 +141,7 @@ def native_stream_plan(sql: str, schema: Mapping[str, Table], own_schema: str = 
 
 def _hidden_keys(sql: str) -> list[str]:
     """The expressions that a compiled stream has for its hidden columns."""
-    tokens, out = read(sql).tokens, list[str]()
+    tokens, out = read(sql, native=True).tokens, list[str]()
     for i, token in enumerate(tokens):
         if token.kind == "word" and token.text.startswith(KEY_PREFIX):
             start = i - 2

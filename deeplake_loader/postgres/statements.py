@@ -128,13 +128,13 @@ class PostgresRunner:
         )
 
     def _place(self, sql: str, position: int) -> int:
-        reading = read(sql)
+        reading = read(sql, native=True)
         return place_in(reading, insertions(reading, self._catalog.address.bookkeeping), position)
 
     def _rowset(self, plan: Plan, cursor: Cursor) -> RowSet:
         result = cursor.pgresult
         if result is None or not result.nfields:
-            return RowSet((), (), [], rowcount=max(cursor.rowcount, 0), returns_rows=False)
+            return RowSet((), (), [], rowcount=cursor.rowcount, returns_rows=False)
         names, types = self._types.of(result, plan)
         answer = Answer(cursor, result, names, types)
         return RowSet(names, types, [], source=self._source, decoded=True, answer=answer)
@@ -164,7 +164,7 @@ class PostgresRunner:
         self._writer.finish(bound, plan, rowcount=cursor.rowcount, lastrowid=lastrowid)
         if plan.returning or (plan.kind == "other" and cursor.description is not None):
             return self._rowset(plan, cursor)
-        return RowSet((), (), [], rowcount=max(cursor.rowcount, 0), lastrowid=lastrowid, returns_rows=False)
+        return RowSet((), (), [], rowcount=cursor.rowcount, lastrowid=lastrowid, returns_rows=False)
 
     def _written(self, plan: Plan, text: str, bound: Bound, sql: str) -> Cursor:
         text = self._overlays.prepare(plan, text, bound.values, lambda keys, values: self._run(plan, keys, values, sql))

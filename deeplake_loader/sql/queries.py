@@ -493,7 +493,8 @@ def _named(node: Expression) -> tuple[str, bool]:
         return node.name, True
     if isinstance(node, tree.Cast):
         inner, kept = _named(node.operand)
-        return (inner, True) if kept else (TYPE_NAMES.get(node.to.type.name, "?column?"), False)
+        name = "varchar" if node.to.length is not None else TYPE_NAMES.get(node.to.type.name, "?column?")
+        return (inner, True) if kept else (name, False)
     if isinstance(node, tree.Case):
         inner, kept = ("", False) if node.default is None else _named(node.default)
         return (inner, True) if kept else ("case", False)

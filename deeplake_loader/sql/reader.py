@@ -81,8 +81,9 @@ _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{1,
 _UNICODE = re.compile(r"\\(?:([0-9A-Fa-f]{4})|\+([0-9A-Fa-f]{6})|(\\))")
 
 
-def read(sql: str) -> Reading:
-    """The one statement in ``sql`` as tokens.
+def read(sql: str, *, native: bool = False) -> Reading:
+    """The one statement in ``sql`` as tokens; ``native``: PostgreSQL itself reads it, so what only it knows (bit
+    strings, names by code points) passes.
 
     Raises SQLError for text that is no SQL, for no statement or several, and for mixed placeholder styles.
 
@@ -93,7 +94,7 @@ def read(sql: str) -> Reading:
         raise SQLError(f"the statement has {len(sql)} characters, more than {MAX_STATEMENT}; pass values as parameters")
     if "\0" in sql:
         raise SQLError("the statement holds a NUL character", sql=sql.replace("\0", " "), position=sql.index("\0"))
-    scanner = _Scanner(sql)
+    scanner = _Scanner(sql, native)
     tokens = _one_statement(sql, _joined(sql, scanner.scan()))
     if scanner.percent:
         tokens = [_unescaped_percent(token) for token in tokens]
@@ -102,8 +103,8 @@ def read(sql: str) -> Reading:
 
 
 class _Scanner:
-    def __init__(self, sql: str) -> None:
-        self.sql, self.at, self.tokens = sql, 0, list[Token]()
+    def __init__(self, sql: str, native: bool) -> None:
+        self.sql, self.at, self.tokens, self.native = sql, 0, list[Token](), native
         self.percent = False
         self.count = 0
 
@@ -167,12 +168,14 @@ class _Scanner:
             return self._prefixed(word.lower(), match.end())
         if word in "uU" and after.startswith("&") and self.sql[match.end() + 1 : match.end() + 2] == "'":
             return self._prefixed("u", match.end() + 1)
+        if word in "uU" and after == '&"' and self.native:
+            return self._quoted_name(match.end() + 1)
         if word in "uU" and after == '&"':
             self.fail('U&"..." names are not read; write the name itself in double quotes')
         self._add("word", fold(word), match.end())
 
     def _prefixed(self, prefix: str, quote: int) -> None:
-        if prefix in "bx":
+        if prefix in "bx" and not self.native:
             self.fail("bit strings are not supported; write a number, or bytes as a parameter")
         if prefix == "e":
             self._string(quote, _ESCAPED, _unescape)
@@ -198,8 +201,8 @@ class _Scanner:
             self.fail("this number runs into a word")
         self._add("number", match[0].replace("_", ""), match.end())
 
-    def _quoted_name(self) -> None:
-        match = _NAME.match(self.sql, self.at)
+    def _quoted_name(self, quote: int | None = None) -> None:
+        match = _NAME.match(self.sql, self.at if quote is None else quote)
         if match is None or not match[1]:
             self.fail("this quoted name is empty or never closed")
         self._add("name", match[1].replace('""', '"'), match.end())

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("postgres.jsonl")
+VERDICTS = Path(__file__).with_name("verdicts.jsonl")
+"""Ordinary statements of PostgreSQL's, each with its answer and under ``sqlite`` the words of the refusal there; null
+where the embedded catalog gives the same answer."""
 
 
-def load() -> list[dict[str, Any]]:
-    return [_plain(json.loads(line)) for line in FILE.read_text().splitlines()]
+def load(file: Path = FILE) -> list[dict[str, Any]]:
+    return [_plain(json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def save(cases: list[dict[str, Any]]) -> None:
-    FILE.write_text("".join(json.dumps(_tagged(case), ensure_ascii=False) + "\n" for case in cases))
+def save(cases: list[dict[str, Any]], file: Path = FILE) -> None:
+    file.write_text("".join(json.dumps(_tagged(case), ensure_ascii=False) + "\n" for case in cases))
 
 
 def _tagged(value: Any) -> Any:
@@ -31,6 +34,8 @@ def _tagged(value: Any) -> Any:
         return {k: _tagged(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_tagged(v) for v in value]
+    if isinstance(value, bytes):
+        return {"$bytes": value.hex()}
     if isinstance(value, dt.timedelta):
         return {"$timedelta": [value.days, value.seconds, value.microseconds]}
     if isinstance(value, dt.datetime | dt.date | dt.time | Decimal | uuid.UUID):
@@ -41,6 +46,7 @@ def _tagged(value: Any) -> Any:
 _READERS: dict[str, Any] = {
     "$timedelta": lambda v: dt.timedelta(*v), "$datetime": dt.datetime.fromisoformat, "$date": dt.date.fromisoformat,
     "$time": dt.time.fromisoformat, "$Decimal": Decimal, "$UUID": uuid.UUID,
+    "$bytes": bytes.fromhex,
 }  # fmt: skip
 
 
@@ -54,21 +60,23 @@ def _plain(value: Any) -> Any:
 
 
 def record(url: str) -> None:
-    """Asks PostgreSQL again for every statement in the table."""
+    """Asks PostgreSQL again for every statement in both tables."""
     import psycopg
     from playground import SETUP
 
-    out = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS generations, runs")
         connection.execute("SET timezone = 'UTC'")
         for sql in SETUP:
             connection.execute(sql)
         connection.execute("SELECT setval(pg_get_serial_sequence('generations', 'id'), 4)")
-        for case in load():
-            with connection.transaction(force_rollback=True):
-                out.append(_answer(connection, case["sql"], case["params"]))
-    save(out)
+        for file in (FILE, VERDICTS):
+            save([case | _rolled_back(connection, case) for case in load(file)], file)
+
+
+def _rolled_back(connection: Any, case: dict[str, Any]) -> dict[str, Any]:
+    with connection.transaction(force_rollback=True):
+        return _answer(connection, case["sql"], case["params"])
 
 
 def _answer(connection: Any, sql: str, params: Any) -> dict[str, Any]:
