@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import pytest
 import deeplake_loader as deeplake
 from deeplake_loader.errors import ConflictError, InputError, NotFoundError
 
+pytestmark = pytest.mark.both_catalogs
+
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path / "store") as database:
+def db(place: Any) -> Iterator[deeplake.Database]:
+    with place.connect() as database:
         database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, n INTEGER)")
         database.execute("INSERT INTO t VALUES (1, 0), (2, 0)")
         yield database
@@ -105,8 +107,12 @@ def test_merge_bases_on_a_deleted_branch_stay(db: deeplake.Database) -> None:
     db.delete_branch("a")
     db.delete_branch("b")
     db.optimize(keep=0)
-    left = db._catalog.fetchall("SELECT name FROM sqlite_master WHERE name LIKE '~_dl~_b%' ESCAPE '~'")
-    assert [name for (name,) in left if name != "_dl_branches"] == [], "nothing needs their overlays any more"
+    listed = {
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
+        "postgres": "SELECT relname FROM pg_class",
+    }
+    left = [name for (name,) in db._catalog.fetchall(listed[db._catalog.dialect]) if re.match(r"_dl_[bs]\d", name)]
+    assert left == [], "nothing needs their overlays any more"
     assert numbers(db) == [0, 0]
 
 
@@ -173,7 +179,7 @@ def check_media(db: deeplake.Database) -> None:
         np.testing.assert_array_equal(row.v.array(), [row.id, 0, 0, 1])
 
 
-def test_reachable_bytes_stay_whoever_reaches_them(media: deeplake.Database) -> None:
+def test_reachable_bytes_stay_whoever_reaches_them(media: deeplake.Database, place: Any) -> None:
     db, before = media, files(media)
     assert before
     with db.branch("keeps"):
@@ -184,7 +190,7 @@ def test_reachable_bytes_stay_whoever_reaches_them(media: deeplake.Database) -> 
     assert db.gc(dry_run=False, older_than_s=0).files == ()
     db.optimize(keep=0)
     assert db.gc(dry_run=False, older_than_s=0).files == ()
-    for handle in (db.at("kept"), deeplake.connect(db.root, branch="keeps")):
+    for handle in (db.at("kept"), place.connect(branch="keeps")):
         with handle:
             check_media(handle)
     db.untag("kept")
