@@ -57,7 +57,7 @@ def test_a_text_is_cut_where_it_was_put_together(parts: list[list[str]]) -> None
 def test_nothing_is_cut_that_sqlite_holds_for_unfinished(pieces: list[str]) -> None:
     text = " ".join(pieces)
     for statement in split_statements(text)[:-1]:
-        assert sqlite3.complete_statement(statement.text + ";")
+        assert sqlite3.complete_statement(statement.text + "\n;")
 
 
 def test_the_line_of_a_statement_is_where_it_begins_behind_comments() -> None:
