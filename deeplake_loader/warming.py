@@ -29,6 +29,7 @@ class StorageVerbs:
     if TYPE_CHECKING:
 
         def _plan_stream(self, sql: str) -> Plan: ...
+
         _runner: Runner
 
     @property
