@@ -15,7 +15,6 @@ import pytest
 import deeplake_loader as deeplake
 from deeplake_loader import errors
 
-
 pytestmark = pytest.mark.both_catalogs
 Opens = Callable[..., deeplake.Database]
 

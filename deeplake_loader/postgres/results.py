@@ -167,7 +167,7 @@ class _ShortReal(Loader):
         value: float = _REAL.unpack(data)[0]
         if value == int(value) if abs(value) < _EXACT else value != value:
             return value
-        texts = (f"{value:.{digits}g}" for digits in range(6, 10))
+        texts = (f"{value:.{digits}g}" for digits in range(1, 10))
         return next((float(text) for text in texts if _REAL.pack(float(text)) == bytes(data)), value)
 
 
