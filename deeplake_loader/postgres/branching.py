@@ -179,20 +179,27 @@ class PostgresBranchWriter(BranchWriter):
         self._catalog.execute(self._taking(branch, table, keys_sql), params, user_sql=user_sql)
 
     def _taking(self, branch: int, table: str, keys_sql: str) -> str:
-        """One statement that takes over the keys of a SELECT; what it brings needs no looking after."""
+        """One statement that takes over the keys of a SELECT; what it brings needs no looking after.
+
+        The keys come as an array, which reaches the indexes below the view: a join would read the whole table.
+        """
         shape, real = self._history.shape(table), self._history.real
-        key, same = (
-            quote_identifiers(shape.key),
-            " AND ".join(f"f.{k} = k.{k}" for k in map(quote_identifier, shape.key)),
-        )
+        names = [quote_identifier(k) for k in shape.key]
+        key, first = ", ".join(names), names[0]
         free = real(f"{RESERVED_PREFIX}f{branch}_{table}")
-        row = f"({key})" if len(shape.key) > 1 else key
+        chosen = taken = ""
+        if len(names) > 1:
+            same = (" AND ".join(f"f.{k} = {other}.{k}" for k in names) for other in ("w", "k"))
+            chosen, taken = (
+                f" AND EXISTS (SELECT 1 FROM {o} WHERE {s})" for o, s in zip(("w", "k"), same, strict=True)
+            )
         return (
             f"WITH q AS MATERIALIZED (SELECT set_config('deeplake.copying', '1', true)), "
-            f"k AS (INSERT INTO {real(shadow_name(branch, table))} ({key}) SELECT {key} FROM {free} "
-            f"WHERE (SELECT count(*) FROM q) = 1 AND {row} IN ({keys_sql}) ON CONFLICT DO NOTHING RETURNING {key}) "
-            f"INSERT INTO {real(overlay_name(branch, table))} ({shape.names}) "
-            f"SELECT {shape.names_of('f')} FROM {free} f JOIN k ON {same}"
+            f"w ({key}) AS MATERIALIZED ({keys_sql}), k AS (INSERT INTO {real(shadow_name(branch, table))} ({key}) "
+            f"SELECT {key} FROM {free} f WHERE (SELECT count(*) FROM q) = 1 "
+            f"AND f.{first} = ANY (ARRAY(SELECT {first} FROM w)){chosen} ON CONFLICT DO NOTHING RETURNING {key}) "
+            f"INSERT INTO {real(overlay_name(branch, table))} ({shape.names}) SELECT {shape.names_of('f')} "
+            f"FROM {free} f WHERE f.{first} = ANY (ARRAY(SELECT {first} FROM k)){taken}"
         )
 
     # -- statements ------------------------------------------------------------------------------------------------

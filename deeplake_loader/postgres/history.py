@@ -276,9 +276,13 @@ class PostgresBranches(Branches):
         return Point(branch, self._catalog.seal(branch if self._has_own_changes(branch) else 0))
 
     def _has_own_changes(self, branch: int) -> bool:
-        own = "_dl_xid = pg_current_xact_id_if_assigned() AND _dl_step = _dl_step()"
-        logs = [f"EXISTS (SELECT 1 FROM {self._catalog.history.real(log)} WHERE {own})" for log in self.logs(branch)]
-        return bool(logs) and bool(self._catalog.fetchone(f"SELECT {' OR '.join(logs)}")[0])
+        # in the order of the index: without statistics yet, the planner would read a million rows for the first
+        own = (
+            "_dl_xid >= pg_current_xact_id_if_assigned() AND _dl_xid::text = pg_current_xact_id_if_assigned()::text "
+            "AND _dl_step = _dl_step() ORDER BY _dl_xid LIMIT 1"
+        )
+        real = self._catalog.history.real
+        return any(self._catalog.fetchone(f"SELECT 1 FROM {real(log)} WHERE {own}") for log in self.logs(branch))
 
     def _kept(self, point: Point) -> Point:
         oldest, branch = int(self._catalog.meta(HISTORY_FROM) or 0), self.by_id(point.branch)
@@ -317,7 +321,8 @@ class PostgresBranches(Branches):
         names = [*self.logs(branch), *(shadow_name(branch, t) for t in self.overlays(branch) if branch != MAIN)]
         real = self._catalog.history.real
         return any(
-            self._catalog.fetchone(between(f"SELECT 1 FROM {real(name)} l", states) + " LIMIT 1") for name in names
+            self._catalog.fetchone(between(f"SELECT 1 FROM {real(name)} l", states) + " ORDER BY l._dl_xid LIMIT 1")
+            for name in names
         )
 
     # -- making and removing ---------------------------------------------------------------------------------------

@@ -200,12 +200,15 @@ END $$;
 
 CREATE FUNCTION @b@._dl_take(number bigint, tbl text, chosen text) RETURNS text LANGUAGE sql STABLE
   SET search_path = @path@ AS $$
-  -- a statement that takes over main's rows: chosen is a SELECT of keys that are free
+  -- a statement that takes over main's rows: chosen is a SELECT of keys that are free. The keys come as an array, which
+  -- reaches the indexes below the view; a join would read the whole table
   SELECT format('WITH k AS (INSERT INTO %1$s (%2$s) %3$s ON CONFLICT DO NOTHING RETURNING %2$s) '
-    'INSERT INTO %4$s (%5$s) SELECT %6$s FROM %7$s f JOIN k ON %8$s', @b@._dl_ours('s', number, tbl),
-    @b@._dl_listed('', @b@._dl_key(r)), chosen, @b@._dl_ours('b', number, tbl),
+    'INSERT INTO %4$s (%5$s) SELECT %6$s FROM %7$s f WHERE f.%9$I = ANY (ARRAY(SELECT %9$I FROM k))%8$s',
+    @b@._dl_ours('s', number, tbl), @b@._dl_listed('', @b@._dl_key(r)), chosen, @b@._dl_ours('b', number, tbl),
     @b@._dl_listed('', @b@._dl_columns(r)), @b@._dl_listed('f.', @b@._dl_columns(r)), @b@._dl_ours('f', number, tbl),
-    @b@._dl_same('f', 'k', @b@._dl_key(r)))
+    CASE WHEN array_length(@b@._dl_key(r), 1) = 1 THEN ''
+      ELSE format(' AND EXISTS (SELECT 1 FROM k WHERE %s)', @b@._dl_same('f', 'k', @b@._dl_key(r))) END,
+    (@b@._dl_key(r))[1])
   FROM (SELECT format('%I.%I', @ml@, tbl)::regclass) u (r)
 $$;
 
