@@ -4,7 +4,7 @@
     field: int32 length (-1: NULL) | bytes                                 numbers big-endian, text UTF-8
     timestamps: microseconds since 2000; dates: days since 2000; jsonb: byte 1, then its text
 
-Values are what `scalars` stores, and little-endian wire forms of vectors (`vectors.rows_to_wire`).
+Values are what `scalars` stores, naive datetimes as they are, and wire forms of vectors (`vectors.rows_to_wire`).
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def _sized(data: Sequence[Any]) -> list[Sequence[Any]]:
     return [[sizes[i : i + 4] for i in range(0, len(sizes), 4)], data]
 
 
-def _timestamps(values: Sequence[str]) -> tuple[np.ndarray[Any, Any], str]:
+def _timestamps(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], str]:
     import numpy as np
 
-    texts = values if hasattr(values, "dtype") else [v[:26] for v in values]
-    moments = np.asarray(texts, "M8[us]").astype(np.int64)
+    given = [v[:26] for v in values] if isinstance(values[0], str) else values
+    moments = np.array(given, "M8[us]").astype(np.int64)
     return moments - _EPOCH_S * 1_000_000, ">i8"
 
 
@@ -132,7 +132,7 @@ def _as_is(values: Sequence[Any]) -> list[Any]:
     return list(values)
 
 
-_TEMPORAL: dict[str, Callable[[Sequence[str]], tuple[Any, str]]] = {
+_TEMPORAL: dict[str, Callable[[Sequence[Any]], tuple[Any, str]]] = {
     "TIMESTAMP": _timestamps, "TIMESTAMPTZ": _timestamps, "DATE": _dates, "TIME": _times,
 }  # fmt: skip
 _BYTES: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {

@@ -89,8 +89,10 @@ class PostgresWriter(Writer):
     def _scalar_column(self, kind: ColumnType, values: Any, where: str, first_row: int) -> Sequence[Any]:
         if kind.name == "NUMERIC" or is_native(kind) or kind.name == "INTERVAL":
             return [native.scalar(kind, v, f"{where}, row {row}") for row, v in enumerate(values, first_row)]
-        times = _times(values) if kind.name == "TIMESTAMP" else None
-        return encode_column(kind, values, where, first_row=first_row) if times is None else times
+        if kind.name == "TIMESTAMP" and _are_naive_times(values):  # packed while the server reads: see `copying`
+            checked: Sequence[Any] = values
+            return checked
+        return encode_column(kind, values, where, first_row=first_row)
 
     def _vector_column(
         self, _table: str, column: Column, values: Sequence[Any], where: str, first_row: int
@@ -142,10 +144,7 @@ class PostgresWriter(Writer):
 
     def _documented(self, table: Table, columns: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
         scalar = {c.name for c in table.columns if c.type.is_scalar}
-        return {
-            name: _texts(values) if hasattr(values, "dtype") else list(map(_plain_number, values))
-            for name, values in columns.items() if name in scalar
-        }  # fmt: skip
+        return {name: list(map(_plain_number, values)) for name, values in columns.items() if name in scalar}
 
 
 def _matrix(kind: ColumnType, data: bytes | memoryview, form: Form) -> Any:
@@ -155,21 +154,10 @@ def _matrix(kind: ColumnType, data: bytes | memoryview, form: Form) -> Any:
     return matrix if form == "halfvec" or kind.dtype == "float32" else matrix.astype(np.float32)
 
 
-def _times(values: Any) -> Any:
-    """Naive datetimes as one array, a third of the time of their texts; None for other values."""
-    if hasattr(values, "dtype") or not values or set(map(type, values)) != {dt.datetime}:
-        return None
-    if any(value.tzinfo is not None for value in values):
-        return None
-    import numpy as np
-
-    return np.array(values, "M8[us]")
-
-
-def _texts(times: Any) -> list[str]:
-    import numpy as np
-
-    return [text.replace("T", " ") for text in np.datetime_as_string(times, "us").tolist()]
+def _are_naive_times(values: Any) -> bool:
+    if not isinstance(values, list) or not set(map(type, values)) <= {dt.datetime, type(None)}:
+        return False
+    return not any(value is not None and value.tzinfo is not None for value in values)
 
 
 def _stored(kind: ColumnType, value: Any) -> Any:
@@ -191,4 +179,6 @@ def _plain_number(value: Any) -> Any:
         return int(value) if value == value.to_integral_value() and abs(value) < 2**53 else float(value)
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, dt.datetime):
+        return scalars.format_timestamp(value)
     return value if isinstance(value, str | int | float | bytes | None) else str(value)
