@@ -55,6 +55,9 @@ class PostgresLocation:
             self.address, root=self.root, create=create, read_only=read_only, timeout_s=timeout_s
         )
 
+    def url(self) -> dict[str, Any]:
+        return {"drivername": "deeplake+postgresql", **self.address.url()}
+
 
 @lru_cache(maxsize=2_000)
 def native(sql: str) -> str:
@@ -342,7 +345,8 @@ class PostgresCatalog(Catalog):
         self._schema = int(row[0])
         if self._schema != self._prepared_for:  # a prepared SELECT * fails once its columns have changed
             if self._prepared_for >= 0:
-                self.execute("DEALLOCATE ALL")
+                # psycopg looks at what a statement did to its prepared ones only when the text is new to it
+                self.execute(f"DEALLOCATE ALL -- schema {self._schema}")
             self._prepared_for = self._schema
         return int(row[1])
 
