@@ -116,18 +116,19 @@ class Comparison:
         texts = [f"k AS (SELECT DISTINCT {keys} FROM ({candidates}) c)"]
         for name, point in (("a", a), ("b", b)):
             rows, more = history.select(self.table.name, point)
-            texts.append(f"{name} AS ({self._image(rows)})")
+            found = f"SELECT {self.names}, {PRESENT} AS _dl_state FROM ({rows}) r WHERE {self.contains('', 'k')}"
+            texts.append(f"{name}_found AS MATERIALIZED ({found})")  # in a LEFT JOIN, SQLite would read every row
+            texts.append(f"{name} AS MATERIALIZED ({self._image(f'{name}_found')})")
             params += more
         return "WITH " + ", ".join(texts), params
 
-    def _image(self, rows: str) -> str:
+    def _image(self, found: str) -> str:
         columns = ", ".join(
             f"{'k' if c.key else 's'}.{q} AS {q}" for c in self.shape.columns for q in (quote_identifier(c.name),)
         )
-        found = f"SELECT {self.names}, {PRESENT} AS _dl_state FROM ({rows}) r WHERE {self.contains('', 'k')}"
         return (
             f"SELECT {columns}, coalesce(s._dl_state, {ABSENT}) AS _dl_state "
-            f"FROM k LEFT JOIN ({found}) s ON {self.same_key('s', 'k')}"
+            f"FROM k LEFT JOIN {found} s ON {self.same_key('s', 'k')}"
         )
 
     def differences(self, a: Point, b: Point, contents: Contents) -> list[_Record]:

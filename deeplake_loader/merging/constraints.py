@@ -36,7 +36,13 @@ class UniqueIndex:
 
     def equal(self, row: str, others: Sequence[StoredColumn]) -> str:
         """A condition inside ``FROM <other rows>``: the one relation there holds the values of ``row``."""
-        terms = ((f"({text}){collation}", _over(row, f"({text})", others)) for text, collation in self.terms)
+        terms = (
+            (
+                f"({text}){collation}",
+                _over(row, f"({text})", others) if name is None else f"{row}.{quote_identifier(name)}",
+            )
+            for (text, collation), name in zip(self.terms, self.columns, strict=True)
+        )  # a column is named plainly, so that the planner can join by it
         equal = [f"{a} IS NOT DISTINCT FROM {b}" if self.nulls_equal else f"{a} = {b}" for a, b in terms]
         if self.predicate is not None:
             equal.append(f"({self.predicate})")

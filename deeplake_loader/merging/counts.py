@@ -38,7 +38,7 @@ def _count_main(catalog: Catalog, table: Table, seq: int) -> Counts:
     after = f"SELECT n._dl_op <> 'I' FROM {log} n WHERE {_equal('n', 'l', key)} AND {later}"
     now = f"SELECT 1 FROM {catalog.history.real(table.name)} t WHERE {_equal('t', 'l', key)}"
     rows = catalog.fetchall(
-        f"SELECT l._dl_op <> 'I' AS had, coalesce(({after} ORDER BY n._dl_n LIMIT 1), EXISTS ({now})) AS has, count(*) "
+        f"SELECT l._dl_op <> 'I' AS had, coalesce(({after} LIMIT 1), EXISTS ({now})) AS has, count(*) "
         f"FROM {first} GROUP BY 1, 2",
         params,
     )
@@ -46,7 +46,8 @@ def _count_main(catalog: Catalog, table: Table, seq: int) -> Counts:
 
 
 _Images = tuple[str, str, tuple[int, ...]]
-"""FROM text of a commit's first images ``l``, a condition on later images ``n`` of their keys, and parameters."""
+"""FROM text of a commit's first images ``l``, a condition on (and the order of) later images ``n`` of
+their keys, and parameters."""
 
 
 def _sqlite_images(catalog: Catalog, table: Table, seq: int) -> _Images | None:
@@ -55,7 +56,11 @@ def _sqlite_images(catalog: Catalog, table: Table, seq: int) -> _Images | None:
     first, end = (first_number(catalog, log, number) for number in (seq - 1, seq))
     if first == end:
         return None
-    return f"{catalog.history.real(log)} l WHERE l._dl_n >= ? AND l._dl_n < ?", "n._dl_seq >= ?", (seq, first, end)
+    return (
+        f"{catalog.history.real(log)} l WHERE l._dl_n >= ? AND l._dl_n < ?",
+        "n._dl_seq >= ? ORDER BY n._dl_seq",
+        (seq, first, end),
+    )
 
 
 def _postgres_images(catalog: Catalog, table: Table, seq: int) -> _Images | None:
@@ -66,7 +71,7 @@ def _postgres_images(catalog: Catalog, table: Table, seq: int) -> _Images | None
     log, key = catalog.history.real(log_name(table.name)), quote_identifiers(catalog.history.shape(table.name).key)
     own = f"_dl_xid = CAST('{int(xid)}' AS xid8) AND _dl_step = {int(step)}"
     first = f"SELECT DISTINCT ON ({key}) {key}, _dl_op, _dl_n FROM {log} WHERE {own} ORDER BY {key}, _dl_n"
-    later = f"n._dl_n > l._dl_n AND NOT (n.{own.replace(' AND ', ' AND n.', 1)})"
+    later = f"n._dl_n > l._dl_n AND NOT (n.{own.replace(' AND ', ' AND n.', 1)}) ORDER BY n._dl_n"
     return f"({first}) l", later, ()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.merging.comparison import PRESENT
-from deeplake_loader.merging.constraints import ForeignKey, unique_indexes
+from deeplake_loader.merging.constraints import ForeignKey, UniqueIndex, unique_indexes
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:
@@ -26,10 +26,24 @@ def unique_clashes(catalog: Catalog, part: Part, target: Target) -> Iterator[Any
     images = part.images
     columns = images.shape.columns
     for index in unique_indexes(catalog, images.shape):
+        rows, begin = f"{target.rows(part.name)} x", ""
+        if catalog.dialect == "postgres":
+            rows, begin = "x", f"WITH x AS MATERIALIZED ({_rivals(part, index, rows)}) "
         yield from catalog.fetchall(
-            f"SELECT {images.keys_of('i')} FROM {part.coming('i')} AND {index.covers('i', columns)} AND EXISTS "
-            f"(SELECT 1 FROM {target.rows(part.name)} x WHERE {index.equal('i', columns)} AND NOT {part.is_taken('x')})"
+            f"{begin}SELECT {images.keys_of('i')} FROM {part.coming('i')} AND {index.covers('i', columns)} AND EXISTS "
+            f"(SELECT 1 FROM {rows} WHERE {index.equal('i', columns)} AND NOT {part.is_taken('x')})"
         )
+
+
+def _rivals(part: Part, index: UniqueIndex, rows: str) -> str:
+    """The target's rows that hold an incoming value in the index's first column: no join reaches into the arms of a
+    branch's view, but an array of values does."""
+    name = index.columns[0]
+    if name is None or index.nulls_equal:
+        return f"SELECT * FROM {rows}"
+    column = quote_identifier(name)
+    values = f"SELECT i.{column} FROM {part.coming('i')}"
+    return f"SELECT * FROM {rows} WHERE {part.images.dialect.among([f'x.{column}'], values)}"
 
 
 def orphans(catalog: Catalog, parts: Mapping[str, Part], foreign: ForeignKey, target: Target) -> list[Any]:
