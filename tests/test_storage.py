@@ -220,3 +220,15 @@ def test_a_forked_child_reads_too(proxy: Proxy) -> None:
     if pid == 0:
         os._exit(0 if folder.read("x", 1, 3) == b"od" else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_an_environment_that_was_mended_counts_from_the_next_connection_on(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh_url()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="endpoint"):
+        Remote(url, policy=Policy(attempts=1)).write("x", b"body")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    Remote(url, policy=QUICK).write("x", b"body")
+    assert Remote(url, policy=QUICK).read("x", 0, 4) == b"body"

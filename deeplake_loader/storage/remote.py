@@ -1,16 +1,20 @@
 """Objects on what fsspec reaches: the one place that speaks to it and turns its errors into ours.
 
 All requests of a process run on fsspec's event loop, so a deadline really ends one, and none needs a thread of its own;
-filesystems without coroutines (memory, sftp) run on the loop's threads. s3fs is used twice: reading without its own
-retries (ours are bounded and counted), writing with botocore's, which send a part of a large object again alone.
+filesystems without coroutines (memory, sftp) run on the loop's threads. s3fs is used twice: without its own retries
+(ours are bounded and counted), and for uploads in parts with botocore's, which send a part again alone. fsspec would
+hand out a filesystem with the credentials and the endpoint of its first use for as long as the process lives, so they
+are kept here, by what the environment says.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -27,6 +31,9 @@ _PART = 32 << 20
 """Bytes of a part of a large upload."""
 
 _MAX_WHOLE = 64 << 20
+_PART_ATTEMPTS = 5
+_MOST_FILESYSTEMS = 64
+_SAID_BY = ("AWS_", "GOOGLE_", "GCS", "AZURE_", "FSSPEC_")
 _S3 = ("s3", "s3a")
 _MODIFIED = ("LastModified", "mtime", "updated", "last_modified", "created", "timeModified")
 
@@ -61,7 +68,7 @@ class Remote:
 
     def size(self, name: str) -> int:
         async def ask() -> Any:
-            return await self._link.reader._info(self._path(name))
+            return await self._link.plain._info(self._path(name))
 
         info = self._run(lambda: self._link.requests.send("heads", ask, "look at", self._where(name)))
         size: object = info.get("size")
@@ -89,10 +96,10 @@ class Remote:
     async def _get(self, name: str, start: int, stop: int) -> bytes:
         if start >= stop:
             return b""
-        reader, path = self._link.reader, self._path(name)
+        link, path = self._link.plain, self._path(name)
 
         async def get() -> bytes:
-            return bytes(await reader._cat_file(path, start=start, end=stop))
+            return bytes(await link._cat_file(path, start=start, end=stop))
 
         body: bytes = await self._link.requests.get(get, stop - start, self._where(name))
         return body
@@ -115,12 +122,13 @@ class Remote:
         body, path, where = bytes(data), self._path(name), self._where(name)
 
         async def put() -> None:
+            link = self._link.plain
             if self._checked_create:
-                await self._link.writer._pipe_file(path, body, mode="create" if exclusive else "overwrite")
-            elif exclusive and await self._link.writer._exists(path):
+                await link._pipe_file(path, body, mode="create" if exclusive else "overwrite")
+            elif exclusive and await link._exists(path):
                 raise FileExistsError(path)
             else:
-                await self._link.writer._pipe_file(path, body)
+                await link._pipe_file(path, body)
 
         try:
             self._run(lambda: self._link.requests.send("puts", put, "write", where, len(body)))
@@ -144,7 +152,7 @@ class Remote:
         target = self._path(name)
 
         async def put() -> None:
-            await self._link.writer._put_file(path, target, chunksize=_PART, max_concurrency=4)
+            await self._link.in_parts._put_file(path, target, chunksize=_PART, max_concurrency=4)
 
         self._run(lambda: self._link.requests.send("puts", put, "write", self._where(name), size))
         self.counters.add(puts=-(-size // _PART) + 1, bytes_written=size)
@@ -156,7 +164,7 @@ class Remote:
 
         async def find() -> dict[str, dict[str, Any]]:
             try:
-                found: dict[str, dict[str, Any]] = await self._link.reader._find(top, detail=True)
+                found: dict[str, dict[str, Any]] = await self._link.plain._find(top, detail=True)
             except FileNotFoundError:
                 return {}
             return found
@@ -172,7 +180,7 @@ class Remote:
         async def remove(name: str) -> None:
             async def ask() -> None:
                 with suppress(FileNotFoundError):
-                    await self._link.writer._rm_file(self._path(name))
+                    await self._link.plain._rm_file(self._path(name))
 
             await self._link.requests.send("deletes", ask, "remove", self._where(name))
 
@@ -186,7 +194,7 @@ class Remote:
         bucket, _, key = self._path("").partition("/")
 
         async def abort() -> int:
-            call, before = self._link.writer._call_s3, time.time() - older_than_s
+            call, before = self._link.plain._call_s3, time.time() - older_than_s
             listed = await call("list_multipart_uploads", Bucket=bucket, Prefix=key)
             old = [u for u in listed.get("Uploads", ()) if u["Initiated"].timestamp() <= before]
             for upload in old:
@@ -240,15 +248,14 @@ class Remote:
     def _dial(self) -> _Link:
         try:
             from fsspec import asyn
-            from fsspec.core import url_to_fs
 
-            reader, writer = self._options, self._options
             if self._scheme in _S3:
-                reader, writer = _s3_options(reader, attempts=1), _s3_options(writer, attempts=6)
-            read_fs, base = url_to_fs(self._full, **reader)
-            write_fs, _ = url_to_fs(self._full, **writer)
-            if self._scheme in _S3:
-                read_fs.retries = 1
+                plain, base = _filesystem(self._full, _s3_options(self._options, attempts=1))
+                in_parts, _ = _filesystem(self._full, _s3_options(self._options, attempts=_PART_ATTEMPTS))
+                plain.retries = 1
+            else:
+                plain, base = _filesystem(self._full, self._options)
+                in_parts = plain
             loop = asyn.get_loop()
         except ImportError as error:
             raise storage_error(error, "reach", self.url) from error
@@ -256,8 +263,27 @@ class Remote:
             raise InputError(
                 f"{self.url!r} cannot be opened ({type(error).__name__}); check url and options"
             ) from error
-        link = _Link(os.getpid(), str(base).rstrip("/"), _coroutines(read_fs), _coroutines(write_fs), loop)
-        return link
+        return _Link(os.getpid(), base, _coroutines(plain), _coroutines(in_parts), loop)
+
+
+_filesystems: OrderedDict[tuple[int, bytes], Any] = OrderedDict()
+
+
+def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """fsspec's filesystem and the path of the url there; the same one while host, options and environment are."""
+    from fsspec.core import url_to_fs
+
+    scheme, rest = split_scheme(url)
+    said = sorted(item for item in os.environ.items() if item[0].startswith(_SAID_BY))
+    facts = repr((scheme, rest.partition("/")[0], sorted(options.items()), said))
+    key = (os.getpid(), hashlib.sha256(facts.encode()).digest())
+    found = _filesystems.get(key)
+    if found is None:
+        own = {"skip_instance_cache": True} if scheme in _S3 else {}
+        found = _filesystems[key] = url_to_fs(url, **options, **own)[0]
+        if len(_filesystems) > _MOST_FILESYSTEMS:
+            _filesystems.popitem(last=False)
+    return found, str(found._strip_protocol(url)).rstrip("/")
 
 
 def _s3_options(options: Mapping[str, Any], *, attempts: int) -> dict[str, Any]:
@@ -295,19 +321,18 @@ def _modified(info: Mapping[str, Any]) -> float:
 class _Link:
     """What one process holds of a storage: fsspec's filesystems, its loop, and the requests' bookkeeping."""
 
-    __slots__ = ("base", "loop", "pid", "reader", "ready", "requests", "writer")
+    __slots__ = ("base", "in_parts", "loop", "pid", "plain", "ready", "requests")
 
-    def __init__(self, pid: int, base: str, reader: Any, writer: Any, loop: Any) -> None:
-        self.pid, self.base, self.reader, self.writer, self.loop = pid, base, reader, writer, loop
+    def __init__(self, pid: int, base: str, plain: Any, in_parts: Any, loop: Any) -> None:
+        self.pid, self.base, self.plain, self.in_parts, self.loop = pid, base, plain, in_parts, loop
         self.requests: Any = None
         self.ready: asyncio.Future[None] | None = None
 
 
 async def _prepare(link: _Link) -> None:
-    """Makes s3fs's clients (0.3 s), so that no request looks late because it was the first."""
-    for filesystem in (link.reader, link.writer):
-        if hasattr(filesystem, "set_session"):
-            await filesystem.set_session()
+    """Makes s3fs's client (0.2 s), so that no request looks late because it was the first."""
+    if hasattr(link.plain, "set_session"):
+        await link.plain.set_session()
 
 
 _NONE = _Link(0, "", None, None, None)
