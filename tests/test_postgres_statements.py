@@ -59,6 +59,12 @@ def test_copied_rows_equal_inserted_ones_of_every_type(db: deeplake.Database) ->
     assert [*row[:3], z, *row[4:]] == [*given, "[1,2]", "[1,2,3]"]
 
 
+def test_tables_without_keys_live_side_by_side(db: deeplake.Database) -> None:
+    for name in ("a", "b", "c" * 63):
+        db.execute(f"CREATE TABLE {name} (note TEXT)")
+        assert db.describe(name).added_key == "id" and db.describe(name).key_name is None
+
+
 def test_definitions_are_what_psql_would_find(db: deeplake.Database) -> None:
     db.execute("CREATE TABLE p (code VARCHAR(5) PRIMARY KEY, photo IMAGE)")
     db.execute("CREATE TABLE c (note TEXT DEFAULT 'x', p TEXT REFERENCES p (code) ON DELETE CASCADE, tags TEXT[])")

@@ -49,11 +49,12 @@ def describe(catalog: PostgresCatalog, table: Table) -> Description:
     columns, constraints = rows(_COLUMNS), rows(_CONSTRAINTS)
     counted = [column for column, _, counts, _, _ in columns if counts and column in table.primary_key]
     key_name = next((row[1] for row in constraints if row[0] == "p"), None)
+    is_added = key_name is not None and key_name.startswith(ADDED_KEY)
     return Description(
         table=table,
-        key_name=None if key_name == ADDED_KEY else key_name,
+        key_name=None if is_added else key_name,
         counted=counted[0] if counted else None,
-        added_key=counted[0] if counted and key_name == ADDED_KEY else None,
+        added_key=counted[0] if counted and is_added else None,
         defaults={c: text for c, text, counts, made, _ in columns if text is not None and not counts and not made},
         generated={c: text for c, text, _, made, _ in columns if made},
         lengths={c: length for c, _, _, _, length in columns if length is not None},

@@ -92,7 +92,7 @@ class PostgresSchema:
         if known is not None and known.name != name:
             message = f"there is already a table {known.name!r}; names must differ in more than case"
             raise SQLError(message, sql=reading.sql)
-        declared = create_table(reading, pgvector=self.pgvector)
+        declared = create_table(reading, name, pgvector=self.pgvector)
         self._run(declared, reading)
         self._loosen_references(name)
         self._catalog.put_table(self.introspect(name, declared.apart), reading.sql)
