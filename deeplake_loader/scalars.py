@@ -20,7 +20,7 @@ import json
 import math
 import numbers
 from collections.abc import Callable
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from functools import lru_cache
 from uuid import UUID
 
@@ -381,10 +381,11 @@ def _decode_boolean(value: object) -> bool:
 def _decode_numeric(kind: ColumnType) -> Decoder:
     scale = int(kind.option("scale") or 0)
     quantum = Decimal(1).scaleb(-scale) if kind.option("precision") is not None else None
+    wide = Context(prec=int(kind.option("precision") or 0) + 1)  # PostgreSQL's have up to 1,000 digits, Python's own 28
 
     def decode(value: object) -> Decimal:
         number = Decimal(repr(value) if isinstance(value, float) else value)  # type: ignore[arg-type]
-        return number.quantize(quantum, ROUND_HALF_UP) if quantum is not None else number
+        return number.quantize(quantum, ROUND_HALF_UP, wide) if quantum is not None else number
 
     return _decoding(str(kind), decode)
 

@@ -59,6 +59,14 @@ def test_copied_rows_equal_inserted_ones_of_every_type(db: deeplake.Database) ->
     assert [*row[:3], z, *row[4:]] == [*given, "[1,2]", "[1,2,3]"]
 
 
+def test_a_numeric_of_forty_digits_comes_back_whole(db: deeplake.Database) -> None:
+    db.execute("CREATE TABLE wide (id BIGINT PRIMARY KEY, n NUMERIC(40, 10))")
+    given = Decimal("123456789012345678901234567890.0123456789")
+    db.execute("INSERT INTO wide (n) VALUES (%s)", [given])
+    db.insert("wide", {"n": [given, -given]})
+    assert [row.n for row in db.execute("SELECT n FROM wide ORDER BY id")] == [given, given, -given]
+
+
 def test_tables_without_keys_live_side_by_side(db: deeplake.Database) -> None:
     for name in ("a", "b", "c" * 63):
         db.execute(f"CREATE TABLE {name} (note TEXT)")
