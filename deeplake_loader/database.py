@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from deeplake_loader.batches import batches, known_length
 from deeplake_loader.branches import Branches
-from deeplake_loader.catalog import Catalog, Dialect
+from deeplake_loader.care.verbs import CareVerbs
+from deeplake_loader.catalog import Catalog, Dialect, Location
 from deeplake_loader.checkout import BranchVerbs
 from deeplake_loader.errors import DecodeError, InputError, NotFoundError, StoreError
 from deeplake_loader.exporting.verbs import ExportVerbs
@@ -100,7 +101,17 @@ def connect(
     1
     """
     access = Access(storage_options, cache_dir, cache_bytes)
-    opened = _open_catalog(url, storage, access, catalog, create=create, read_only=read_only, timeout_s=timeout_s)
+    return _handle(
+        _open_catalog(url, storage, access, catalog, create=create, read_only=read_only, timeout_s=timeout_s), branch
+    )
+
+
+def reopen(location: Location, *, branch: str = "main", read_only: bool = False, timeout_s: float = 30.0) -> Database:
+    """A further handle on the store whose catalog is at ``location``, with options as of `connect`."""
+    return _handle(location.open(read_only=read_only, timeout_s=timeout_s), branch)
+
+
+def _handle(opened: Catalog, branch: str) -> Database:
     try:
         database = Database(opened)
     except BaseException:
@@ -150,6 +161,11 @@ def _is_embedded_postgres(folder: str, kind: Dialect | None) -> bool:
     return (found or kind) == "postgres"
 
 
+def has_own_server(url: str) -> bool:
+    """Whether the store in a folder, or ``deeplake://org/name``, has a PostgreSQL server of its own."""
+    return _is_embedded_postgres(locate_store(url), None)
+
+
 def locate_store(url: str | os.PathLike[str]) -> str:
     """The local folder that a URL names.
 
@@ -194,6 +210,7 @@ class Database(
     IngestVerbs,
     StorageVerbs,
     ExportVerbs,
+    CareVerbs,
 ):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
@@ -201,7 +218,7 @@ class Database(
     training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
     `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
     `quarantine`, `release`; object storage: `stats`, `prewarm`; other people's data: `ingest`, `export`; other tools:
-    `engine`; care: `info`, `statistics`, `optimize`, `gc`, `close`.
+    `engine`; care: `info`, `statistics`, `verify`, `optimize`, `gc`, `close`.
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()
@@ -293,9 +310,13 @@ class Database(
         branch = self.current_branch
         if branch not in self._engines:
             registry.register("deeplake", "deeplake_loader.sqlalchemy.dialect", "DeeplakeDialect")
+            registry.register("deeplake.postgresql", "deeplake_loader.sqlalchemy.postgres", "PostgresDialect")
             options = {"branch": branch, "timeout_s": str(self._catalog.timeout_s)}
             options |= {"read_only": "true"} if self._catalog.read_only else {}
-            self._engines[branch] = create_engine(URL.create("deeplake", database=self.root, query=options))
+            where = self._catalog.location
+            self._engines[branch] = create_engine(
+                URL.create(**where.url()).update_query_dict(options), connect_args={"location": where}
+            )
         return self._engines[branch]
 
     def describe(self, table: str) -> Description:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -155,6 +155,18 @@ class Indexes(Participant):
             for file, path, row in todo:
                 ann.save(path, ann.make(self._vectors.matrix(file, 0), metric, index.lists, bar), row[1])
         return len(todo)
+
+    def damaged(self, index: VectorIndex) -> Iterator[tuple[str, str]]:
+        """(path, what is wrong) of the lists of an index whose bytes are not what was written."""
+        for _, path, (_, sha256, count, dimension) in self._files(index):
+            try:
+                ann.load(path, sha256, count, dimension, _metric(index))
+            except CorruptionError as error:
+                yield ann.path_of(path), str(error)
+
+    def forget(self) -> None:
+        """Reads lists again when they are next asked for."""
+        self._lists.clear()
 
     def _lacks(self, row: tuple[Any, ...], metric: Metric) -> bool:
         url, sha256, count, dimension = row

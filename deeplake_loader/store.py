@@ -84,7 +84,7 @@ class Root:
             StoreError: as `path`.
         """
         path = self.path(url)
-        return path if self.storage is None else f"{self.storage.url}/{url}"
+        return path if self.storage is None else f"{self.storage.url}/{object_of(url)}"
 
     def path(self, url: str) -> str:
         """The absolute path of a url relative to the root, on a storage of its local copy; refused when it would leave
@@ -93,7 +93,7 @@ class Root:
         Raises:
             StoreError: an absolute url, one with ``..``, a scheme or a NUL, or one that a link leads outside.
         """
-        parts = url.split("/")
+        parts = object_of(url).split("/")
         if not url or "\0" in url or "\\" in url or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
             raise StoreError(f"the catalog names the file {url!r}, no plain path under {self.base}; refused")
         path = os.path.join(self.base, *parts)
@@ -162,6 +162,16 @@ def unique_name() -> str:
 def _real(folder: str) -> str:
     """The folder without links; asked for with every file of a store that is opened."""
     return os.path.realpath(folder)
+
+
+def object_of(url: str) -> str:
+    """The file that a url of the catalog names: after `optimize` several rows may name one, each with where its part
+    begins behind a ``#``: the byte in a shard, the row in a vector file.
+
+    >>> object_of("shards/t/a.tar#1024"), object_of("shards/t/a.tar")
+    ('shards/t/a.tar', 'shards/t/a.tar')
+    """
+    return url.partition("#")[0]
 
 
 def encode_name(name: str) -> str:

@@ -83,6 +83,7 @@ RANKS = {
     "cli": 10,
     "ingest": 7,
     "exporting": 8,
+    "care": 8,
 }
 SAME_RANK_ALLOWED = {("types", "errors")}
 DEVICE_KERNELS = ROOT / "kernels" / "triton"

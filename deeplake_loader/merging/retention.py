@@ -1,20 +1,21 @@
 """Files that no row reaches.
 
-Bytes stay as long as an address of theirs is in a declared column of a table, an overlay or an undo log; and then until
-the age limit, so that a query that began before keeps its blobs.
+Bytes stay as long as an address of theirs is in a declared column of a table, an overlay or an undo log, or a published
+snapshot names them; and then until the age limit, so that a query that began before keeps its blobs. A file whose rows
+`optimize` moved into a larger one counts from then, not from when it was written. Adopted files are never touched.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from deeplake_loader import store
+from deeplake_loader import adopted, store
 from deeplake_loader.branches import (
     log_name,
     overlay_name,
@@ -25,17 +26,31 @@ from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, pack_address, quote
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
+    from deeplake_loader.storage.objects import Objects, Stored
 
+RETIRED = "_dl_retired"
+_DECLARATION = f"CREATE TABLE IF NOT EXISTS {RETIRED} (url TEXT PRIMARY KEY, retired_at INTEGER NOT NULL)"
 _CENTURY = timedelta(days=36_525)  # no store is older, and the calendar goes back so far
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What `gc` removed, or in a dry run would remove: files by URL below the store's root, and their bytes."""
+    """What `gc` removed, or in a dry run would remove: files by URL below the store's root, and their bytes;
+    ``uploads``, how many unfinished uploads to an object storage it gave up (never in a dry run)."""
 
     files: tuple[str, ...]
     size: int
     dry_run: bool
+    uploads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """``rows`` of _dl_files (number, URL) to which no address leads, and ``files`` with their bytes that nothing needs
+    once those are gone."""
+
+    rows: list[tuple[int, str]]
+    files: dict[str, int]
 
 
 def period(value: object, name: str) -> timedelta:
@@ -46,24 +61,56 @@ def period(value: object, name: str) -> timedelta:
     return timedelta(seconds=min(seconds, _CENTURY.total_seconds()))
 
 
-def unreached(catalog: Catalog, older_than_s: float) -> tuple[list[tuple[int, str]], list[str]]:
-    """(number and URL of sealed files without a reachable address, files on disk that the catalog does not know).
+def objects_of(catalog: Catalog) -> Objects:
+    """The files of a store, wherever they lie."""
+    from deeplake_loader.storage.mirror import Mirror
+    from deeplake_loader.storage.objects import Local
 
-    In a transaction that will remove them, writers that are at their files are waited for and kept out.
+    root = catalog.root
+    return root.storage.objects if isinstance(root.storage, Mirror) else Local(root.base)
+
+
+def unreached(catalog: Catalog, older_than_s: float, kept: Iterable[str] = ()) -> Unreached:
+    """What may go. In a transaction that will remove it, writers that are at their files are waited for and kept out.
+
+    Args:
+        kept: files that something else than the catalog needs.
     """
     if catalog.dialect == "postgres" and catalog.in_transaction:  # SQLite has one writer anyway
         catalog.execute("LOCK TABLE _dl_files IN SHARE ROW EXCLUSIVE MODE")
-    reached = _reached(catalog)
-    rows = catalog.fetchall("SELECT id, url, state FROM _dl_files")
     limit = time.time() - period(older_than_s, "older_than_s").total_seconds()
-    dead = [
-        (file, url)
+    reached, stored, retired = _reached(catalog), _stored(catalog), _retired(catalog)
+    rows = catalog.fetchall("SELECT id, url, state FROM _dl_files")
+
+    def is_old(name: str) -> bool:
+        found = stored.get(name)
+        return max(0.0 if found is None else found.modified, retired.get(name, 0.0)) <= limit
+
+    gone = {
+        file: url
         for file, url, state in rows
-        if state == "sealed" and file not in reached and _age(catalog, url) <= limit
-    ]
-    known = {url.rpartition(".")[0] for _, url, _ in rows}
-    strays = [u for u in _stored(catalog) if u.rpartition(".")[0] not in known and _age(catalog, u) <= limit]
-    return dead, strays
+        if state == "sealed" and file not in reached and is_old(store.object_of(url))
+    }
+    needed = {_stem(store.object_of(url)) for file, url, _ in rows if file not in gone} | set(map(_stem, kept))
+    dead = {_stem(store.object_of(url)) for url in gone.values() if not adopted.is_adopted(url)} - needed
+    files = {
+        name: found.size
+        for name, found in stored.items()
+        if _stem(name) not in needed and (_stem(name) in dead or is_old(name))
+    }
+    return Unreached(list(gone.items()), files)
+
+
+def strays(catalog: Catalog, kept: Iterable[str] = ()) -> list[str]:
+    """Files that no row of the catalog names."""
+    rows = catalog.fetchall("SELECT url FROM _dl_files")
+    needed = {_stem(store.object_of(url)) for (url,) in rows} | set(map(_stem, kept))
+    return [name for name in _stored(catalog) if _stem(name) not in needed]
+
+
+def _stem(name: str) -> str:
+    """What a file shares with those derived from it."""
+    return name.rpartition(".")[0]
 
 
 def _reached(catalog: Catalog) -> set[int]:
@@ -83,42 +130,66 @@ def _reached(catalog: Catalog) -> set[int]:
     return found
 
 
-def _stored(catalog: Catalog) -> Iterator[str]:
-    root = catalog.root.folder
-    for top in (store.SHARDS, store.VECTORS):
-        for folder, _, names in os.walk(os.path.join(root, top)):
-            for name in names:
-                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+def _stored(catalog: Catalog) -> Mapping[str, Stored]:
+    """Every file of shards and vectors by its name."""
+    objects = objects_of(catalog)
+    return {found.name: found for top in (store.SHARDS, store.VECTORS) for found in objects.list(f"{top}/")}
 
 
-def _age(catalog: Catalog, url: str) -> float:
-    try:
-        return os.stat(catalog.root.path(url)).st_mtime
-    except OSError:
-        return 0.0
+# -- files that optimize emptied ---------------------------------------------------------------------------------------
 
 
-def forget(catalog: Catalog, files: list[tuple[int, str]]) -> None:
+def retire(catalog: Catalog, names: Iterable[str]) -> None:
+    """Files that no row names any more from the caller's transaction on; readers that began before may still read
+    them until `gc` takes them."""
+    if not catalog.has_own(RETIRED):
+        catalog.declare(_DECLARATION)
+    now = int(time.time() * 1000)
+    catalog.executemany(f"INSERT INTO {RETIRED} (url, retired_at) VALUES (?, ?)", [(name, now) for name in names])
+
+
+def _retired(catalog: Catalog) -> dict[str, float]:
+    if not catalog.has_own(RETIRED):
+        return {}
+    return {url: at / 1000 for url, at in catalog.fetchall(f"SELECT url, retired_at FROM {RETIRED}")}
+
+
+# -- removing ----------------------------------------------------------------------------------------------------------
+
+
+def forget(catalog: Catalog, found: Unreached) -> None:
     """Take files out of the catalog (caller's transaction); their bytes go after the commit."""
-    for file, _ in files:
+    for file, _ in found.rows:
         first = pack_address(file, 0)
         for table in ("_dl_resting", "_dl_tail"):
             catalog.execute(f"DELETE FROM {table} WHERE address BETWEEN ? AND ?", (first, first + MAX_ORDINAL))
         catalog.execute("DELETE FROM _dl_members WHERE file = ?", (file,))
         catalog.execute("DELETE FROM _dl_files WHERE id = ?", (file,))
+    if catalog.has_own(RETIRED):
+        catalog.executemany(f"DELETE FROM {RETIRED} WHERE url = ?", [(name,) for name in found.files])
 
 
-def with_sidecars(catalog: Catalog, urls: list[str]) -> Iterator[tuple[str, int]]:
-    """(URL, bytes) of these files and of those derived from them, which share their name up to the suffix."""
-    stems = {url.rpartition(".")[0] for url in urls}
-    for url in _stored(catalog):
-        if url.rpartition(".")[0] in stems:
-            with suppress(OSError):
-                yield url, os.stat(catalog.root.path(url)).st_size
-
-
-def remove(catalog: Catalog, urls: Iterator[str] | tuple[str, ...]) -> None:
+def remove(catalog: Catalog, names: Iterable[str]) -> None:
     """Remove files; one that is gone already is no error."""
-    for url in urls:
-        with suppress(FileNotFoundError), store.file_errors("remove", url):
-            os.remove(catalog.root.path(url))
+    chosen = [name for name in names if catalog.root.path(name)]
+    objects_of(catalog).delete(chosen)
+    if catalog.root.storage is not None:
+        for name in chosen:
+            for path in (catalog.root.path(name), catalog.root.path(name) + ".map"):
+                with suppress(OSError):
+                    os.unlink(path)
+
+
+def leftovers(catalog: Catalog, older_than_s: float) -> Iterator[str]:
+    """Local files of writers to a storage that were killed before their upload: no copies, named by no open file."""
+    if catalog.root.storage is None:
+        return
+    from deeplake_loader.storage.objects import Local
+
+    limit = time.time() - period(older_than_s, "older_than_s").total_seconds()
+    known = {_stem(url) for (url,) in catalog.fetchall("SELECT url FROM _dl_files WHERE state = 'open'")}
+    found = {one.name: one for top in (store.SHARDS, store.VECTORS) for one in Local(catalog.root.base).list(f"{top}/")}
+    for name, one in found.items():
+        is_copy = name.endswith(".map") or f"{name}.map" in found
+        if not is_copy and _stem(name) not in known and one.modified <= limit:
+            yield name

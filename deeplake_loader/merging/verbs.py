@@ -1,4 +1,4 @@
-"""The verbs of a Database that look at several points of history at once: diff, merge, revert, gc, optimize."""
+"""The verbs of a Database that look at several points of history at once: diff, merge, revert."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from deeplake_loader.merging.contents import Contents
 
 if TYPE_CHECKING:  # the rest is imported where it is used: a plain query needs none of it
     from deeplake_loader.catalog import Catalog
-    from deeplake_loader.indexes import Indexes
     from deeplake_loader.merging.diff import Diff
     from deeplake_loader.merging.merge import MergeResult, OnConflict
-    from deeplake_loader.merging.retention import Garbage
     from deeplake_loader.overlays import BranchWriter
     from deeplake_loader.rows import Source
-    from deeplake_loader.search.copies import Copies
-    from deeplake_loader.search.statements import Statements
     from deeplake_loader.shards import Shards
     from deeplake_loader.types import Table
     from deeplake_loader.vectors import Vectors
@@ -36,9 +32,6 @@ class MergingVerbs:
     _vectors: Vectors
     _views: Views
     _overlays: BranchWriter
-    _indexes: Indexes
-    _copies: Copies
-    _statements: Statements
 
     def _begin_merging(self, source: Source) -> None:
         self._contents = Contents(self._shards, self._vectors)
@@ -109,53 +102,6 @@ class MergingVerbs:
         with self._writing(branch.name):
             merger = Merger(self._catalog, self._handles, self._contents, self._overlays)
             return merger.revert(to, branch, message=message or f"revert to {to}")
-
-    def gc(self, *, dry_run: bool = True, older_than_s: float = 86_400.0) -> Garbage:
-        """Remove sealed files without a reachable blob or vector, and files that no catalog row names; by default only
-        say which.
-
-        Rows on any branch, at any tag and in the undo logs keep their bytes: `optimize` with ``keep`` lets old history
-        go first.
-
-        Args:
-            older_than_s: leave files that were last written less than so many seconds ago, because a query that
-                began before may still read them, and a writer may be about to commit them.
-        """
-        from deeplake_loader.merging import retention
-
-        context = self._catalog.snapshot() if dry_run else self._catalog.transaction("gc")
-        with context:
-            dead, strays = retention.unreached(self._catalog, older_than_s)
-            found = dict(retention.with_sidecars(self._catalog, [*(url for _, url in dead), *strays]))
-            if not dry_run:
-                retention.forget(self._catalog, dead)
-        if not dry_run:
-            retention.remove(self._catalog, tuple(found))
-        return retention.Garbage(tuple(found), sum(found.values()), dry_run)
-
-    def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
-        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
-        make the lists that vector indexes lack, and over PostgreSQL the matrices that searches scan.
-
-        Args:
-            keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
-                None keeps all. `log` then gives no counts for commits that are older, and `at` refuses them.
-            scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
-                much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
-        """
-        from deeplake_loader.merging import pruning, retention
-
-        with self._catalog.transaction("optimize"):
-            self._shards.seal()
-            self._vectors.seal()
-            if keep is not None:
-                pruning.prune(self._catalog, retention.period(keep, "keep"))
-        for index in () if self._catalog.in_transaction else self._indexes.all():
-            self._indexes.build(index)
-        if not self._catalog.in_transaction:
-            self._statements.optimize()
-        if scan_copies:
-            self._copies.build()
 
     # -- help ------------------------------------------------------------------------------------------------------
 

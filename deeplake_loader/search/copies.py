@@ -97,6 +97,21 @@ class Copies:
         """Lets go of every mapped copy."""
         self._open.clear()
 
+    def damaged(self) -> Iterator[tuple[str, str]]:
+        """(path, what is wrong) of every copy whose bytes are not what was written; nothing is changed."""
+        for file, url, sha256 in self._catalog.fetchall(_FILES):
+            path = self._path(url)
+            if not os.path.exists(path):
+                continue
+            try:
+                matrix = self._find(file, 0)
+                found = _open(path, matrix, sha256) if isinstance(matrix, Sealed) else None
+                if found is not None:
+                    found.matrix.verify(range(found.matrix.count))
+            except CorruptionError as error:
+                if path in str(error):
+                    yield path, str(error)
+
     def build(self) -> int:
         """Makes the copies that are lacking; gives the number of files that got one.
 

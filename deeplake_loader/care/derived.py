@@ -1,0 +1,50 @@
+"""What is made of vector files and can be made again: scan copies, and the lists of vector indexes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deeplake_loader.care.report import Finding, Problem
+
+if TYPE_CHECKING:
+    from deeplake_loader.indexes import Indexes
+    from deeplake_loader.search.copies import Copies
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The parts of a handle that make them."""
+
+    copies: Copies
+    indexes: Indexes
+
+
+def check(made: Derived) -> list[Finding]:
+    """What is wrong with them; what is merely not there is no problem."""
+    return [*_copies(made.copies), *_lists(made.indexes)]
+
+
+def _copies(copies: Copies) -> Iterator[Finding]:
+    for path, wrong in copies.damaged():
+        yield Finding(Problem("derived", path, wrong), _remade(path, copies.close, copies.build))
+
+
+def _lists(indexes: Indexes) -> Iterator[Finding]:
+    for index in indexes.all():
+        for path, wrong in indexes.damaged(index):
+            made = lambda index=index: indexes.build(index)  # noqa: E731
+            yield Finding(Problem("derived", path, wrong), _remade(path, indexes.forget, made))
+
+
+def _remade(path: str, forget: Callable[[], object], build: Callable[[], object]) -> Callable[[], object]:
+    def mend() -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        forget()
+        build()
+
+    return mend

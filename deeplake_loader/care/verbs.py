@@ -1,0 +1,112 @@
+"""The verbs of a Database that look after its store: verify, optimize, gc."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deeplake_loader.care.report import VerifyReport
+    from deeplake_loader.catalog import Catalog
+    from deeplake_loader.indexes import Indexes
+    from deeplake_loader.merging.retention import Garbage
+    from deeplake_loader.search.copies import Copies
+    from deeplake_loader.search.statements import Statements
+    from deeplake_loader.shards import Shards
+    from deeplake_loader.vectors import Vectors
+
+
+class CareVerbs:
+    """What Database inherits."""
+
+    _catalog: Catalog
+    _shards: Shards
+    _vectors: Vectors
+    _indexes: Indexes
+    _copies: Copies
+    _statements: Statements
+
+    def verify(self, *, repair: bool = False, data: bool = True, progress: bool = False) -> VerifyReport:
+        """What is wrong with the store, as a report that prints well; ``report.ok`` is False while anything is.
+
+        Looked at: the database's own consistency, digests of its rows as `optimize` and `publish` last took them,
+        every address of every branch and of history, every file's size, sha256 and end, the checksum of every blob and
+        of every block of vectors, sidecars, what rests in the catalog, scan copies and lists. Reads everything, on
+        threads, remote objects past the cache. Readers and writers may work meanwhile.
+
+        Args:
+            repair: make anew what can be: sidecars, rows of the index of a shard whose sidecar has them, checksums
+                that a sound file contradicts, scan copies, lists, resting bytes that nothing reads. Blobs and vectors
+                themselves cannot be made anew; the report says where each was.
+            data: False looks at the catalog alone, and whether each file is there with its size.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: a transaction is open.
+
+        >>> print(db.verify())                                                      # doctest: +SKIP
+        12 files, 10,000 blobs, 5,000 vectors, 15,000 addresses and 9 digests checked, 223,104,512 bytes in 0.4 s: sound
+        """
+        from deeplake_loader.care.derived import Derived
+        from deeplake_loader.care.verify import verify
+
+        made = Derived(self._copies, self._indexes)
+        return verify(self._catalog, made, data=data, repair=repair, progress=progress)
+
+    def gc(self, *, dry_run: bool = True, older_than_s: float = 86_400.0) -> Garbage:
+        """Remove sealed files without a reachable blob or vector, and files that no catalog row names; by default only
+        say which.
+
+        Rows on any branch, at any tag and in the undo logs keep their bytes: `optimize` with ``keep`` lets old history
+        go first. On an object storage unfinished uploads go, too. Adopted files are never touched.
+
+        Args:
+            older_than_s: leave files that were last written, or emptied by `optimize`, less than so many seconds ago,
+                because a query that began before may still read them, and a writer may be about to commit them.
+        """
+        from deeplake_loader.merging import retention
+
+        context = self._catalog.snapshot() if dry_run else self._catalog.transaction("gc")
+        with context:
+            found = retention.unreached(self._catalog, older_than_s)
+            if not dry_run:
+                retention.forget(self._catalog, found)
+        uploads = 0
+        if not dry_run:
+            retention.remove(self._catalog, found.files)
+            uploads = retention.objects_of(self._catalog).abort_uploads(older_than_s)
+            for name in list(retention.leftovers(self._catalog, older_than_s)):
+                with suppress(OSError):
+                    os.unlink(self._catalog.root.path(name))
+        return retention.Garbage(tuple(found.files), sum(found.files.values()), dry_run, uploads)
+
+    def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
+        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
+        make the lists that vector indexes lack, over PostgreSQL the matrices that searches scan, and take digests of
+        the catalog's rows, which `verify` holds them against.
+
+        Args:
+            keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
+                None keeps all. `log` then gives no counts for commits that are older, and `at` refuses them.
+            scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
+                much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
+        """
+        from deeplake_loader.care import digests
+        from deeplake_loader.merging import pruning, retention
+
+        with self._catalog.transaction("optimize"):
+            self._shards.seal()
+            self._vectors.seal()
+            if keep is not None:
+                pruning.prune(self._catalog, retention.period(keep, "keep"))
+        for index in () if self._catalog.in_transaction else self._indexes.all():
+            self._indexes.build(index)
+        if not self._catalog.in_transaction:
+            self._statements.optimize()
+        if scan_copies:
+            self._copies.build()
+        with self._catalog.transaction() as tx:
+            if digests.record(self._catalog, afresh=keep is not None):
+                tx.message = tx.message or "digests"
