@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from deeplake_loader.sql.plan import Plan
 
 _GIVEN = f"{RESERVED_PREFIX}given"
-_RESERVED_PLACES = ("public", "information_schema", "pg_", RESERVED_PREFIX)
 
 
 class PostgresViews(Views):
@@ -259,7 +258,7 @@ class PostgresBranchWriter(BranchWriter):
     def created(self, start: Point, made: Branch) -> None:
         """The branch's schema and its views; what its parent had where it starts is copied (caller's transaction)."""
         tables = [table.name for table in self._catalog.tables().values()]
-        self._catalog.fetchone("SELECT _dl_place(?, ?, ?)", (made.id, self._free_place(made), tables))
+        self._catalog.fetchone("SELECT _dl_place(?, ?)", (made.id, tables))
         if start.branch == MAIN:
             return
         for table in self._history.branches.overlays(start.branch):
@@ -278,21 +277,11 @@ class PostgresBranchWriter(BranchWriter):
         )
         self._catalog.fetchone("SELECT _dl_watch(?, ?)", (child, table))
 
-    def _free_place(self, branch: Branch) -> str:
-        main = self._catalog.address.schema
-        wanted = branch.name if main == "public" else f"{main}@{branch.name}"
-        taken = "SELECT 1 FROM pg_namespace WHERE nspname = ?"
-        reserved = wanted.lower().startswith(_RESERVED_PLACES) or wanted == main
-        if reserved or len(wanted.encode()) > 63 or self._catalog.fetchone(taken, (wanted,)):
-            wanted = physical(f"{wanted}~{branch.id}")
-        self._catalog.execute("UPDATE _dl_branches SET place = ? WHERE id = ?", (wanted, branch.id))
-        return wanted
-
     def renamed(self, before: Branch, after: Branch) -> None:
         """Give the branch's schema its new name (caller's transaction)."""
         self._alone(before.id)
         old = self._history.branches.place(before.id)
-        new = self._free_place(after)
+        new = self._catalog.fetchone("SELECT _dl_name_place(?)", (after.id,))[0]
         self._catalog.execute(f"ALTER SCHEMA {quote_identifier(old)} RENAME TO {quote_identifier(new)}")
 
     def deleted(self, branch: Branch) -> None:

@@ -6,7 +6,7 @@ greater number, but of two transactions that ran side by side neither state hold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,11 @@ WHERE i.indrelid = to_regclass(?) AND i.indisunique GROUP BY i.indexrelid, i.ind
 ORDER BY i.indisprimary DESC, i.indexrelid
 """
 _STATE = "SELECT snapshot, xid::text, step FROM _dl_commits WHERE seq = ?"
+_BRANCH = (
+    "SELECT b.name, b.head, (SELECT n.seq FROM _dl_nodes n WHERE n.branch = b.id ORDER BY n.seq, n.id LIMIT 1), "
+    "(SELECT value FROM _dl_meta WHERE key = ?) FROM _dl_branches b WHERE b.id = ?"
+)
+_MAX_STATES = 10_000  # a state takes some 300 bytes
 _NOW = "SELECT pg_current_snapshot()::text, coalesce(pg_current_xact_id_if_assigned()::text, '0'), _dl_step()"
 
 
@@ -236,14 +241,24 @@ class PostgresBranches(Branches):
 
     _catalog: PostgresCatalog
 
+    def __init__(self, catalog: PostgresCatalog) -> None:
+        super().__init__(catalog)
+        self._states: dict[int, State] = {}
+
     # -- states ----------------------------------------------------------------------------------------------------
 
     def state(self, point: Point) -> State:
         """What the point's changes are told by; of a number that no commit has yet: everything so far."""
-        if point.state is not None:
-            return point.state
-        row = self._catalog.fetchone(_STATE, (point.seq,)) or self._catalog.fetchone(_NOW)
-        return State(*row)
+        known = point.state or self._states.get(point.seq)
+        if known is not None:
+            return known
+        row = self._catalog.fetchone(_STATE, (point.seq,))
+        if row is None:
+            return State(*self._catalog.fetchone(_NOW))
+        if len(self._states) >= _MAX_STATES:
+            self._states.clear()
+        # numbers come from a sequence, so one that was rolled back never comes back for another state
+        return self._states.setdefault(point.seq, State(*row))
 
     def fork_state(self, point: Point) -> State:
         """The state of main on which the branch stood at a point; for main itself the point's."""
@@ -267,7 +282,10 @@ class PostgresBranches(Branches):
 
     def reaches(self, point: Point) -> bool:
         oldest = int(self._catalog.meta(HISTORY_FROM) or 0)
-        return not oldest or self._holds(Point(MAIN, 0, self.fork_state(point)), oldest)
+        return not oldest or self._reaches(point, oldest)
+
+    def _reaches(self, point: Point, oldest: int) -> bool:
+        return self._holds(Point(MAIN, 0, self.fork_state(point)), oldest)
 
     def present(self, branch: int) -> Point:
         if not self._catalog.in_transaction:
@@ -281,17 +299,26 @@ class PostgresBranches(Branches):
             "_dl_xid >= pg_current_xact_id_if_assigned() AND _dl_xid::text = pg_current_xact_id_if_assigned()::text "
             "AND _dl_step = _dl_step() ORDER BY _dl_xid LIMIT 1"
         )
+        if not self._catalog.fetchone("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")[0]:
+            return False
         real = self._catalog.history.real
-        return any(self._catalog.fetchone(f"SELECT 1 FROM {real(log)} WHERE {own}") for log in self.logs(branch))
+        return self._any(f"SELECT 1 FROM {real(log)} WHERE {own}" for log in self.logs(branch))
+
+    def _any(self, selects: Iterable[str]) -> bool:
+        """Whether one of some SELECTs of 1, whose values are our own numbers, gives a row."""
+        text = " OR ".join(f"({select}) = 1" for select in selects)  # EXISTS would forget the order
+        return bool(text) and self._catalog.fetchone(f"SELECT coalesce({text}, false)")[0] is True
 
     def _kept(self, point: Point) -> Point:
-        oldest, branch = int(self._catalog.meta(HISTORY_FROM) or 0), self.by_id(point.branch)
-        if not self._holds(point, self._first(point.branch)[1]):
-            raise NotFoundError(f"branch {branch.name!r} was not there at commit {point.seq}")
-        if not self.reaches(point):
-            raise NotFoundError(f"commit {point.seq} is older than the history that is kept, which begins at {oldest}")
-        if branch.head == 0:
-            raise NotFoundError(f"branch {branch.name!r} was deleted, and optimize has forgotten its rows")
+        name, head, first, kept_from = self._catalog.fetchone(_BRANCH, (HISTORY_FROM, point.branch))
+        if not self._holds(point, first):
+            raise NotFoundError(f"branch {name!r} was not there at commit {point.seq}")
+        if kept_from is not None and not self._reaches(point, int(kept_from)):
+            raise NotFoundError(
+                f"commit {point.seq} is older than the history that is kept, which begins at {kept_from}"
+            )
+        if head == 0:
+            raise NotFoundError(f"branch {name!r} was deleted, and optimize has forgotten its rows")
         return point
 
     def _holds(self, point: Point, seq: int) -> bool:
@@ -320,9 +347,8 @@ class PostgresBranches(Branches):
             return True
         names = [*self.logs(branch), *(shadow_name(branch, t) for t in self.overlays(branch) if branch != MAIN)]
         real = self._catalog.history.real
-        return any(
-            self._catalog.fetchone(between(f"SELECT 1 FROM {real(name)} l", states) + " ORDER BY l._dl_xid LIMIT 1")
-            for name in names
+        return self._any(
+            between(f"SELECT 1 FROM {real(name)} l", states) + " ORDER BY l._dl_xid LIMIT 1" for name in names
         )
 
     # -- making and removing ---------------------------------------------------------------------------------------
@@ -331,8 +357,9 @@ class PostgresBranches(Branches):
         self._check_free(name, "branch")
         parent = self.node(at)
         fork = at.seq if at.branch == MAIN else self._fork(at)
+        values = (name, self._catalog.now(), self._catalog.seal(0), parent, fork)
         try:
-            return self._insert(name, self._catalog.now(), (self._catalog.seal(0), parent, fork))
+            return Branch(*self._catalog.fetchone("SELECT * FROM _dl_begin(?, ?, ?, ?, ?)", values))
         except ConstraintError as error:  # another process was first
             raise InputError(f"there is a branch {name!r} already; choose another name") from error
 

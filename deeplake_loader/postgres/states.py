@@ -71,35 +71,38 @@ END $$;
 
 _VIEWS = """
 CREATE FUNCTION @b@._dl_show(number bigint, tbl text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = @path@ AS $$ BEGIN EXECUTE @b@._dl_shown(number, tbl); END $$;
+
+CREATE FUNCTION @b@._dl_shown(number bigint, tbl text) RETURNS text LANGUAGE plpgsql STABLE
   SET search_path = @path@ AS $show$
--- makes or replaces the views of a table on a branch; the outer one with its defaults and trigger only once
+-- the statements that make or replace the views of a table on a branch; the outer one with its defaults and trigger
+-- only once
 DECLARE
   main regclass := format('%I.%I', @ml@, tbl)::regclass;
   listed text := @b@._dl_listed('', @b@._dl_every_column(main));
   outside text;
   view text := @b@._dl_ours('v', number, tbl);
   rows text;
+  made text := '';
   s text; x text; k integer;
-  name text; expression text;
 BEGIN
   SELECT format('%I.%I', b.place, tbl) INTO outside FROM @b@._dl_branches b WHERE b.id = number;
   SELECT c.snapshot, c.xid::text, c.step INTO s, x, k FROM @b@._dl_forks f JOIN @b@._dl_commits c ON c.seq = f.main_seq
     WHERE f.branch = number ORDER BY f.seq DESC LIMIT 1;
   rows := @b@._dl_main_part(tbl, number, s, x, k, true, NULL, NULL, NULL);
   IF EXISTS (SELECT 1 FROM @b@._dl_overlays o WHERE o.branch = number AND o.table_name = tbl) THEN
-    EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', @b@._dl_ours('f', number, tbl), rows);
+    made := format('CREATE OR REPLACE VIEW %s AS %s;', @b@._dl_ours('f', number, tbl), rows);
     rows := format('SELECT %s FROM %s UNION ALL SELECT %s FROM %s', listed, @b@._dl_ours('f', number, tbl), listed,
       @b@._dl_ours('b', number, tbl));
   END IF;
-  EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', view, rows);
-  IF to_regclass(outside) IS NOT NULL THEN RETURN; END IF;
-  EXECUTE format('CREATE VIEW %s AS SELECT %s FROM %s', outside, listed, view);
-  EXECUTE format('CREATE TRIGGER _dl_write INSTEAD OF INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW '
-    'EXECUTE FUNCTION @b@._dl_write(%s, %L)', outside, number, tbl);
-  FOR name, expression IN SELECT * FROM @b@._dl_defaults(main) LOOP
-    EXECUTE format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', outside, name, expression);
-  END LOOP;
-  EXECUTE @b@._dl_grants(main, outside);
+  made := made || format('CREATE OR REPLACE VIEW %s AS %s;', view, rows);
+  IF to_regclass(outside) IS NOT NULL THEN RETURN made; END IF;
+  RETURN made || format('CREATE VIEW %1$s AS SELECT %2$s FROM %3$s; CREATE TRIGGER _dl_write INSTEAD OF INSERT OR '
+    'UPDATE OR DELETE ON %1$s FOR EACH ROW EXECUTE FUNCTION @b@._dl_write(%4$s, %5$L);', outside, listed, view,
+    number, tbl)
+    || coalesce((SELECT format('ALTER TABLE %s %s;', outside, string_agg(format('ALTER COLUMN %I SET DEFAULT %s',
+      d.name, d.expression), ', ')) FROM @b@._dl_defaults(main) d HAVING count(*) > 0), '')
+    || @b@._dl_grants(main, outside);
 END $show$;
 
 CREATE FUNCTION @b@._dl_defaults(rel regclass) RETURNS TABLE (name text, expression text) LANGUAGE sql STABLE
@@ -114,7 +117,7 @@ $$;
 
 CREATE FUNCTION @b@._dl_grants(rel regclass, view text) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT coalesce(string_agg(format('GRANT %s ON %s TO %s', g.privilege_type, view,
-    CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END), '; '), 'SELECT 1')
+    CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END), '; '), '')
   FROM pg_class c, aclexplode(c.relacl) g LEFT JOIN pg_roles r ON r.oid = g.grantee
   WHERE c.oid = rel AND g.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND g.grantee <> c.relowner
 $$;
@@ -125,16 +128,38 @@ CREATE FUNCTION @b@._dl_hide(number bigint, tbl text) RETURNS void LANGUAGE plpg
   EXECUTE format('DROP VIEW IF EXISTS %s, %s', @b@._dl_ours('v', number, tbl), @b@._dl_ours('f', number, tbl));
 END $$;
 
-CREATE FUNCTION @b@._dl_place(number bigint, wanted text, tables text[]) RETURNS void LANGUAGE plpgsql
-  SET search_path = @path@ AS $$
-DECLARE tbl text;
+CREATE FUNCTION @b@._dl_begin(wanted text, since text, number bigint, came_from bigint, stands_on bigint)
+  RETURNS TABLE (id bigint, name text, head bigint, created_at text) LANGUAGE sql AS $$
+  -- the rows of a branch: its first node is (number, came_from), and it stands on main's commit stands_on
+  WITH b AS (INSERT INTO @b@._dl_branches (name, head, created_at) VALUES (wanted, nextval(pg_get_serial_sequence(
+    '@b@._dl_nodes', 'id')), since) RETURNING *),
+  n AS (INSERT INTO @b@._dl_nodes (id, branch, seq, parent) SELECT b.head, b.id, number, came_from FROM b),
+  f AS (INSERT INTO @b@._dl_forks (branch, seq, main_seq) SELECT b.id, 0, stands_on FROM b)
+  SELECT b.id, b.name, b.head, b.created_at FROM b
+$$;
+
+CREATE FUNCTION @b@._dl_name_place(number bigint) RETURNS text LANGUAGE plpgsql AS $$
+-- gives the branch's schema its name: the branch's own, or with its number where that is taken, reserved or too long
+DECLARE wanted text := (SELECT CASE @ml@ WHEN 'public' THEN b.name ELSE @ml@ || '@' || b.name END
+  FROM @b@._dl_branches b WHERE b.id = number);
 BEGIN
-  EXECUTE format('CREATE SCHEMA %I', wanted);
-  EXECUTE (SELECT coalesce(string_agg(format('GRANT USAGE ON SCHEMA %I TO %s', wanted,
-    CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END), '; '), 'SELECT 1')
+  IF wanted ~* '^(public$|information_schema$|pg_|_dl)' OR octet_length(wanted) > 63
+    OR EXISTS (SELECT 1 FROM pg_namespace n WHERE n.nspname = wanted) THEN
+    wanted := @b@._dl_physical(wanted || '~' || number);
+  END IF;
+  UPDATE @b@._dl_branches SET place = wanted WHERE id = number;
+  RETURN wanted;
+END $$;
+
+CREATE FUNCTION @b@._dl_place(number bigint, tables text[]) RETURNS void LANGUAGE plpgsql
+  SET search_path = @path@ AS $$
+DECLARE wanted text := @b@._dl_name_place(number);
+BEGIN
+  EXECUTE format('CREATE SCHEMA %I;', wanted) || (SELECT coalesce(string_agg(format('GRANT USAGE ON SCHEMA %I TO %s',
+    wanted, CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END), '; '), '')
     FROM pg_namespace n, aclexplode(n.nspacl) g LEFT JOIN pg_roles r ON r.oid = g.grantee
     WHERE n.nspname = @ml@ AND g.privilege_type = 'USAGE' AND g.grantee <> n.nspowner);
-  FOREACH tbl IN ARRAY tables LOOP PERFORM @b@._dl_show(number, tbl); END LOOP;
+  EXECUTE (SELECT coalesce(string_agg(@b@._dl_shown(number, t), ';'), '') FROM unnest(tables) t);
 END $$;
 """
 
