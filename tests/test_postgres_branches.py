@@ -214,3 +214,32 @@ def test_histories_by_psql_equal_a_model(place: Any, steps: list[tuple[int, str,
         for name in ("a/b", "a"):
             db.checkout("main")
             db.delete_branch(name)
+
+
+MANY = {
+    "UPDATE t SET a = ? WHERE id = ?": [["x", 1], ["y", 2], ["z", 1], ["none", 99]],
+    "DELETE FROM t WHERE b > ?": [[15], [5], [5]],
+    "UPDATE t SET id = id + ? WHERE id = ?": [[10, 1], [10, 2], [10, 11]],
+    "INSERT INTO t (id, a, b) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET a = excluded.a": [
+        [1, "x", 70], [7, "y", 80], [7, "z", 90], [2, "w", 20],
+    ],
+    "INSERT INTO t (a, b) VALUES (?, ?) ON CONFLICT (b) DO UPDATE SET a = t.a || excluded.a": [
+        ["x", 10], ["y", 11], ["z", 10],
+    ],
+    "INSERT INTO t (id, b) VALUES (?, ?) ON CONFLICT DO NOTHING": [[1, 1], [9, 20], [9, 21], [9, 22]],
+    "UPDATE t SET b = b + ? WHERE b = (SELECT max(b) FROM t)": [[1], [-9], [100]],
+    "DELETE FROM t USING (VALUES (?::bigint)) v (id) WHERE v.id = t.id": [[1], [2], [1]],
+}  # fmt: skip
+
+
+@only
+@pytest.mark.parametrize("statement", MANY)
+def test_a_change_for_many_rows_does_on_a_branch_what_it_does_on_main(table: deeplake.Database, statement: str) -> None:
+    with table.branch("x"):
+        pass
+    on_main, expected = table.executemany(statement, MANY[statement]).rowcount, shown(table)
+    table.checkout("x")
+    assert table.executemany(statement, MANY[statement]).rowcount == on_main
+    assert [row[1:] for row in shown(table)] == [row[1:] for row in expected]
+    given = [row[0] for row in expected if row[0] < 4 or "id" in statement.partition("VALUES")[0]]
+    assert set(given) <= {row[0] for row in shown(table)}

@@ -93,10 +93,13 @@ def _behind_all(catalog: Catalog, numbers: list[int], begin: str) -> int:
 def _prune_log(catalog: Catalog, real: str, oldest: int) -> int:
     log = catalog.history.real(log_name(real))
     if catalog.dialect == "postgres":
-        seen = "pg_visible_in_snapshot(l._dl_xid, CAST(c.snapshot AS pg_snapshot))"
-        own = "l._dl_xid = c.xid AND l._dl_step <= c.step"
+        # a snapshot leaves its own transaction out of those in progress, so it would pass for a finished one
+        seen = (
+            "CASE WHEN l._dl_xid = c.xid THEN l._dl_step <= c.step "
+            "ELSE pg_visible_in_snapshot(l._dl_xid, CAST(c.snapshot AS pg_snapshot)) END"
+        )
         return catalog.execute(
-            f"DELETE FROM {log} l USING _dl_commits c WHERE c.seq = ? AND ({seen} OR ({own}))", (oldest,)
+            f"DELETE FROM {log} l USING _dl_commits c WHERE c.seq = ? AND {seen}", (oldest,)
         ).rowcount
     _empty_last(catalog, real, oldest)
     first = first_number(catalog, log_name(real), oldest)

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _GIVEN = f"{RESERVED_PREFIX}given"
 
 
+RunMany = Callable[[str, Sequence[Sequence[Any]]], object]
+"""Runs a statement of text with ``$1``, ``$2`` for each row of values."""
+
+
 class PostgresViews(Views):
     """What one handle shows, by other means than the TEMP tables of `views.Views`, of which nothing is used here."""
 
@@ -209,43 +213,58 @@ class PostgresBranchWriter(BranchWriter):
         Args:
             run: runs a statement of such text with its values.
         """
-        table = self._catalog.table(plan.target or "")
-        if self._views.on_main or table is None or plan.kind not in ("insert", "update", "delete"):
-            return text
-        found = rewriting.change_of(text, table.name)
+        found = self._change(plan, text)
         if found is None:
             return text
-        branch = self._views.branch
-        self.ensure(branch, table.name)
+        self._take_chosen(plan, found, [values], lambda text, rows: run(text, rows[0]))
+        return found.on(self.target(plan.target or ""))
+
+    def prepare_many(self, plan: Plan, rows: Sequence[Sequence[Any]], run: RunMany) -> str | None:
+        """As `prepare`, of a change that is run for many rows of values; None where each needs its own preparation,
+        because what one changed may decide which rows the next one chooses.
+
+        Args:
+            run: runs a statement of such text for rows of values, in one go.
+        """
+        found = self._change(plan, plan.sql)
+        if found is None:
+            return plan.sql
+        if found.looks_elsewhere():
+            return None
+        self._take_chosen(plan, found, rows, run)
+        return found.on(self.target(plan.target or ""))
+
+    def _change(self, plan: Plan, text: str) -> rewriting.Change | None:
+        """The statement taken apart and the overlay ready for it; None where it is to be run as it is."""
+        table = self._catalog.table(plan.target or "")
+        if self._views.on_main or table is None or plan.kind not in ("insert", "update", "delete"):
+            return None
+        found = rewriting.change_of(text, table.name)
+        if found is not None:
+            self.ensure(self._views.branch, table.name)
+        return found
+
+    def _take_chosen(self, plan: Plan, found: rewriting.Change, rows: Sequence[Sequence[Any]], run: RunMany) -> None:
+        """Take over main's rows that a change is going to meet."""
+        branch, table = self._views.branch, self._catalog.tables()[(plan.target or "").lower()].name
         if found.chosen is not None:
-            key = [quote_identifier(k) for k in self._history.shape(table.name).key]
+            key = [quote_identifier(k) for k in self._history.shape(table).key]
             keys, used = found.keys(key)
-            run(self._taking(branch, table.name, keys), [values[i] for i in used])
+            run(self._taking(branch, table, keys), [[values[i] for i in used] for values in rows])
             self._catalog.execute("SELECT set_config('deeplake.copying', '', true)")
         if found.given is not None:
-            self._take_given(branch, table.name, *found.rows_into(_GIVEN), values, run)
-        return found.on(self.target(table.name))
+            text, used = found.rows_into(_GIVEN)
+            self._take_given(branch, table, lambda: run(text, [[values[i] for i in used] for values in rows]))
 
-    def _take_given(
-        self, branch: int, table: str, text: str, used: list[int], values: Sequence[Any], run: Callable[..., Any]
-    ) -> None:
+    def _take_given(self, branch: int, table: str, bring: Callable[[], object]) -> None:
         """Take over the rows that an upsert's rows collide with, before it runs."""
         own = self._history.real(overlay_name(branch, table))
         self._catalog.execute(f"CREATE TEMP TABLE {_GIVEN} ON COMMIT DROP AS SELECT * FROM {own} WITH NO DATA")
-        run(text, [values[i] for i in used])
+        bring()
         self._catalog.fetchone("SELECT set_config('deeplake.copying', '1', true)")
         self._catalog.fetchone("SELECT _dl_take_given(?, ?, ?)", (branch, table, _GIVEN))
         self._catalog.fetchone("SELECT set_config('deeplake.copying', '', true)")
         self._catalog.execute(f"DROP TABLE {_GIVEN}")
-
-    def own_insert(self, plan: Plan) -> str:
-        """The text of an INSERT on the branch's overlay; any other plan's own text."""
-        table = None if self._views.on_main or plan.kind != "insert" else self._catalog.table(plan.target or "")
-        found = None if table is None else rewriting.change_of(plan.sql, table.name)
-        if table is None or found is None or found.given is not None:
-            return plan.sql
-        self.ensure(self._views.branch, table.name)
-        return found.on(self.target(table.name))
 
     def raise_ids(self, table: str) -> None:
         """Nothing to do: main and every branch draw their ids from one sequence."""

@@ -63,6 +63,13 @@ class Change:
         head = self._part((0, self.given[0]), used)
         return f"{head}INSERT INTO {table} {self._part(self.given[1], used)}", used
 
+    def looks_elsewhere(self) -> bool:
+        """Whether which rows the statement meets may depend on other rows than those themselves."""
+        if self.chosen is None and self.given is None:
+            return False
+        others = self.chosen is not None and self.chosen[2] is not None
+        return others or any(t.kind == "word" and t.text in ("select", "table", "with") for t in self.tokens)
+
     def _part(self, span: Span, used: list[int]) -> str:
         parts, at = list[str](), span[0]
         for token in self.tokens:

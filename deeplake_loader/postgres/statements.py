@@ -198,14 +198,21 @@ class PostgresRunner:
             if not bound:
                 return 0
             self._views.refresh(plan.reads)
-            text = self._overlays.own_insert(plan)  # UPDATE and DELETE run on the branch's view
-            total = self._catalog.raw_many(
-                text, [b.values for b in bound], user_sql=sql, place=lambda at: self._place(sql, at)
-            )
+            total = self._write_many(plan, bound, sql)
             self._follow_ids(plan)
             for one in bound:
                 self._writer.finish(one, plan, rowcount=-1, lastrowid=None)
             return total
+
+    def _write_many(self, plan: Plan, bound: Sequence[Bound], sql: str) -> int:
+        def run(text: str, values: Sequence[Sequence[Any]]) -> int:
+            return self._catalog.raw_many(text, values, user_sql=sql, place=lambda at: self._place(sql, at))
+
+        rows = [one.values for one in bound]
+        text = self._overlays.prepare_many(plan, rows, run)
+        if text is not None:
+            return run(text, rows)
+        return sum(self._written(plan, plan.sql, one, sql).rowcount for one in bound)
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
