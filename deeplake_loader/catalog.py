@@ -62,6 +62,8 @@ class Location(Protocol):
     @property
     def root(self) -> store.Root: ...
     def open(self, *, create: bool = False, read_only: bool = False, timeout_s: float = 30.0) -> Catalog: ...
+    def url(self) -> dict[str, Any]:
+        """The parts of the url by which SQLAlchemy's dialect knows the store, without a password."""
 
 
 def weakly(method: Callable[P, R]) -> Callable[P, R]:

@@ -70,13 +70,16 @@ def connect(
 ) -> Database:
     """A Database: a handle on the store at ``url``, made there if it does not exist.
 
+    A store is a catalog, which holds the rows and their history, and a storage, where the bytes of images, videos and
+    (in a folder) vectors lie.
+
     Args:
-        url: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name`` (default
-            ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
+        url: where the catalog is: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name``
+            (default ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
             (``?schema=team`` puts main into another schema than ``public``).
         storage: where shards and vectors lie: ``s3://bucket/prefix`` (or gs://, az:// or any url that fsspec reaches),
             or a folder. Given when a store is made, and remembered; a store in a folder keeps them there by default,
-            one with a PostgreSQL catalog needs it.
+            one at a ``postgresql://`` URL needs it.
         storage_options: of fsspec's filesystem, such as ``endpoint_url``, ``key`` and ``secret``; never stored. By
             default the environment has them.
         cache_dir: where copies of remote objects are kept; by default ``$DEEPLAKE_CACHE`` or
@@ -86,19 +89,22 @@ def connect(
             the folder, started and stopped by those who use it; an old store's is found out.
         branch: the branch that the handle reads and writes; see `Database.branch` for making one.
         create: make the store when there is none; False raises NotFoundError instead.
-        read_only: refuse every write.
+        read_only: refuse every write; what a role of the database that may only SELECT needs.
         timeout_s: seconds to wait for another writer before LockedError, and for a connection.
 
     Raises:
         InputError: a URL that names no store, or storage that is not the store's. NotFoundError: no store there and
             ``create=False``, or no such branch.
-        StoreError: the folder cannot be opened, or was written by a later version.
+        StoreError: the folder, server or storage cannot be reached or opened, or the store was written by a later
+            version. No error shows a password.
 
     >>> import tempfile
     >>> db = connect(tempfile.mkdtemp())
     >>> _ = db.execute("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)")
     >>> db.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id", ["first"]).scalar()
     1
+    >>> team = connect("postgresql://ann@sql.example.com/team", storage="s3://bucket/team")     # doctest: +SKIP
+    >>> trial = connect("./trial", catalog="postgres")                                          # doctest: +SKIP
     """
     access = Access(storage_options, cache_dir, cache_bytes)
     return _handle(
@@ -214,11 +220,16 @@ class Database(
 ):
     """A handle on one store: one SQL over scalars, vectors and blobs. Threads may share it; close it when done.
 
-    `connect` makes one. Reading and writing: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`;
-    training: `stream`; searching: `search`, `similar`, `near_duplicates`, `create_index`; branches and history:
-    `branch`, `checkout`, `merge`, `diff`, `log`, `tag`, `at`, `revert`; videos: `transcode`, `clips`; bad samples:
-    `quarantine`, `release`; object storage: `stats`, `prewarm`; other people's data: `ingest`, `export`; other tools:
-    `engine`; care: `info`, `statistics`, `verify`, `optimize`, `gc`, `close`.
+    `connect` makes one. Its verbs, by what they are for:
+
+    - rows: `execute`, `executemany`, `insert`, `transaction`, `tables`, `describe`
+    - training: `stream`
+    - searching: `search`, `similar`, `near_duplicates`, `create_index`, `drop_index`, `indexes`
+    - branches and history: `branch`, `checkout`, `branches`, `merge`, `diff`, `log`, `commit`, `tag`, `at`, `revert`
+    - data in and out: `ingest`, `export`; other tools: `engine`
+    - videos: `transcode`, `clips`; samples that streams leave out: `quarantine`, `quarantined`, `release`
+    - object storage: `prewarm`, `stats`
+    - care: `info`, `statistics`, `verify`, `optimize`, `gc`, `close`
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()
@@ -236,11 +247,11 @@ class Database(
 
     @property
     def root(self) -> str:
-        """The store's folder."""
+        """The store's folder; of a catalog at a ``postgresql://`` URL the folder of its bytes, or of their copies."""
         return self._catalog.root.folder
 
     def __repr__(self) -> str:
-        return f"<Database {self.root}: {len(self.tables())} tables>"
+        return f"<Database {self._catalog.name}: {len(self.tables())} tables>"
 
     # -- SQL -------------------------------------------------------------------------------------------------------
 
@@ -254,8 +265,12 @@ class Database(
 
         Raises:
             SQLError: the statement cannot be read or run; UnsupportedSQLError: valid SQL that would not give
-                PostgreSQL's result here. ConstraintError, TypeMismatchError, MediaError, DimensionError: nothing of the
-                statement was written.
+                PostgreSQL's result over a catalog in a folder. ConstraintError, TypeMismatchError, MediaError,
+                DimensionError: nothing of the statement was written.
+
+        >>> rows = db.execute("SELECT prompt, frames FROM generations WHERE steps >= %s", [25])  # doctest: +SKIP
+        >>> rows[0].prompt, rows[0].frames.decode(num_frames=16).shape, rows.to_arrow().num_rows  # doctest: +SKIP
+        ('a paper boat', torch.Size([16, 3, 96, 128]), 40)
         """
         return self._runner.execute(sql, params)
 
@@ -348,6 +363,9 @@ class Database(
                 image, every packet of a video and its first frame; ``decode``: everything decoded, on all cores;
                 ``none``: nothing.
             progress: show a progress bar.
+
+        >>> db.insert("generations", {"prompt": ["a", "b"], "steps": [20, 30]})     # doctest: +SKIP
+        2
         """
         if validate not in get_args(Validate):
             raise InputError(f"validate={validate!r} is none of {', '.join(get_args(Validate))}")
@@ -432,7 +450,7 @@ class Database(
     # -- what handles ask for --------------------------------------------------------------------------------------
 
     def read_blob(self, address: int) -> bytes:
-        """A blob's stored bytes, verified."""
+        """A blob's stored bytes, verified, by the address that a row's handle or the catalog names."""
         return self._shards.read(address)
 
     def blob_info(self, address: int) -> MediaInfo:

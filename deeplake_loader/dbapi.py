@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from deeplake_loader.catalog import Location
+
 apilevel = "2.0"
 threadsafety = 1
 paramstyle = "pyformat"
@@ -218,6 +220,12 @@ def connect(
             dsn, storage=storage, branch=branch, create=create, read_only=read_only, timeout_s=timeout_s
         )
     return Connection(handle, autocommit=autocommit)
+
+
+def reconnect(location: Location, **options: Any) -> Connection:
+    """A Connection of its own to the store whose catalog is at ``location``; options: branch, read_only, timeout_s."""
+    with _pep249():
+        return Connection(database.reopen(location, **options))
 
 
 _CONTROL = re.compile(

@@ -28,6 +28,9 @@ class FileLocation:
         """Its catalog."""
         return SqliteCatalog.open(self.root, create=create, read_only=read_only, timeout_s=timeout_s)
 
+    def url(self) -> dict[str, Any]:
+        return {"drivername": "deeplake", "database": self.root.folder}
+
 
 class SqliteCatalog(Catalog):
     """One process's handle on ``<root>/catalog.sqlite``.
@@ -81,7 +84,7 @@ class SqliteCatalog(Catalog):
             make = create and not read_only
             catalog_file.prepare_folder(known, create=make)
             kept = catalog_file.prepare_tables(known, catalog.connection, create=make, storage=storage)
-            if kept is not None and known.storage is None:
+            if kept is not None and known.storage is None and not known.foreign:
                 catalog.root = open_root(known.folder, kept, access)
         except BaseException:
             catalog.close()
@@ -90,7 +93,9 @@ class SqliteCatalog(Catalog):
 
     @property
     def name(self) -> str:
-        return self.root.folder
+        if not self.root.foreign:
+            return self.root.folder
+        return self.root.base if self.root.storage is None else self.root.storage.url
 
     @property
     def location(self) -> FileLocation:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from conftest import Server, Store
 from sqlalchemy import exc
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
@@ -23,6 +24,7 @@ from deeplake_loader import errors
 from deeplake_loader.sqlalchemy import Audio, Blob, Image, Tensor, Vector, Video
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.both_catalogs
 
 
 class Base(DeclarativeBase):
@@ -50,8 +52,8 @@ class Photo(Base):
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path, timeout_s=1) as made:
+def db(place: Store) -> Iterator[deeplake.Database]:
+    with place.connect(timeout_s=1) as made:
         Base.metadata.create_all(made.engine)
         yield made
 
@@ -87,7 +89,8 @@ def test_objects_are_inserted_changed_and_deleted_with_right_ids_and_row_counts(
         session.delete(run.photos[2])
         run.photos.append(Photo(caption="new", stars=5))
         session.commit()  # a wrong row count would raise StaleDataError
-        assert [(p.id, p.caption, p.stars) for p in run.photos] == [(1, "changed", 3), (2, "b", 3), (4, "new", 5)]
+        found = sorted((p.id, p.caption, p.stars) for p in run.photos)
+        assert found == [(1, "changed", 3), (2, "b", 3), (4, "new", 5)]
         assert session.get(Run, 1) is run and run.meta == {"k": [1, None]}
         assert session.execute(sa.update(Photo).values(stars=4)).rowcount == 3  # type: ignore[attr-defined]
         session.rollback()
@@ -190,7 +193,10 @@ def test_arrays_and_media_go_in_as_they_are_and_come_out_as_handles(engine: sa.E
 # -- looking at tables ---------------------------------------------------------------------------------------------
 
 
-def test_the_inspector_sees_keys_constraints_and_indexes(db: deeplake.Database) -> None:
+def test_the_inspector_sees_keys_constraints_and_indexes(db: deeplake.Database, catalog_kind: str) -> None:
+    few = (
+        "stars BETWEEN 0 AND 5" if catalog_kind == "sqlite" else "stars >= 0 AND stars <= 5"
+    )  # as each database has it
     inspector = sa.inspect(db.engine)
     assert sorted(inspector.get_table_names()) == ["photos", "runs"] and inspector.has_table("runs")
     columns = {column["name"]: column for column in inspector.get_columns("photos")}
@@ -204,7 +210,7 @@ def test_the_inspector_sees_keys_constraints_and_indexes(db: deeplake.Database) 
     assert (key["name"], key["constrained_columns"], key["referred_table"]) == ("of_run", ["run_id"], "runs")
     assert key["referred_columns"] == ["id"] and key["options"] == {"ondelete": "CASCADE"}
     assert [key["column_names"] for key in inspector.get_unique_constraints("runs")] == [["name"]]
-    assert inspector.get_check_constraints("photos") == [{"name": "few_stars", "sqltext": "stars BETWEEN 0 AND 5"}]
+    assert inspector.get_check_constraints("photos") == [{"name": "few_stars", "sqltext": few}]
     assert [(i["name"], i["column_names"]) for i in inspector.get_indexes("photos")] == [("by_stars", ["stars"])]
     with pytest.raises(exc.NoSuchTableError):
         inspector.get_columns("nowhere")
@@ -295,21 +301,81 @@ def test_urls_name_stores_and_options(tmp_path: Path, monkeypatch: pytest.Monkey
     deeplake.connect("deeplake://org/name").close()
     with sa.create_engine("deeplake://org/name?create=false").connect() as connection:
         assert connection.connection.dbapi_connection.database.root.startswith(str(tmp_path))  # type: ignore[union-attr]
-    with deeplake.connect(tmp_path / "store") as db:
-        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a INT)")
-        db.branch("b/c")
-        db.execute("INSERT INTO t (a) VALUES (5)")
-    url = f"deeplake:///{tmp_path / 'store'}"
-    for query, rows in (("", 0), ("?branch=b/c", 1), ("?branch=b/c&read_only=true", 1)):
-        with sa.create_engine(url + query).connect() as connection:
-            assert connection.execute(sa.text("SELECT count(*) FROM t")).scalar() == rows
-    with pytest.raises(exc.OperationalError), sa.create_engine(f"{url}?read_only=1").begin() as connection:
-        connection.execute(sa.text("INSERT INTO t (a) VALUES (1)"))
-    for wrong in ("deeplake://", f"{url}?speed=9", f"{url}?read_only=maybe"):
+    for wrong in ("deeplake://", f"deeplake:///{tmp_path}?speed=9", f"deeplake:///{tmp_path}?read_only=maybe"):
         with pytest.raises(exc.ArgumentError):
             sa.create_engine(wrong).connect()
     with pytest.raises(exc.OperationalError):
         sa.create_engine(f"deeplake:///{tmp_path / 'none'}?create=false").connect()
+
+
+def url_of(place: Store) -> sa.URL:
+    """The URL of a store as a user would write it."""
+    return sa.make_url(f"deeplake:///{place.folder}" if place.kind == "sqlite" else f"deeplake+{place.url}")
+
+
+def test_the_options_of_a_url_choose_branch_and_mode(place: Store) -> None:
+    with place.connect() as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a INT)")
+        db.branch("b/c")
+        db.execute("INSERT INTO t (a) VALUES (5)")
+    url = url_of(place)
+    for query, rows in (({}, 0), ({"branch": "b/c"}, 1), ({"branch": "b/c", "read_only": "true"}, 1)):
+        engine = sa.create_engine(url.update_query_dict(query))
+        with engine.connect() as connection:
+            assert connection.execute(sa.text("SELECT count(*) FROM t")).scalar() == rows
+        engine.dispose()
+    engine = sa.create_engine(url.update_query_dict({"read_only": "1"}))
+    with pytest.raises(exc.OperationalError), engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO t (a) VALUES (1)"))
+    engine.dispose()
+
+
+@pytest.mark.postgres_only("SQLite knows no passwords")
+def test_a_password_is_used_and_never_shown(place: Store, postgres_server: Server, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(place.url, autocommit=True) as admin:
+        admin.execute("DROP ROLE IF EXISTS orm_user")
+        admin.execute("CREATE ROLE orm_user SUPERUSER LOGIN PASSWORD 'p@ss:w/0rd'")
+    url = url_of(place).set(username="orm_user", password="p@ss:w/0rd").update_query_dict({"storage": str(tmp_path)})
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT current_user")).scalar() == "orm_user"
+        inner = connection.connection.dbapi_connection.database.engine  # type: ignore[union-attr]
+        with inner.connect() as again:
+            assert again.execute(sa.text("SELECT current_user")).scalar() == "orm_user"
+        inner.dispose()
+    engine.dispose()
+    for shown in (repr(engine), repr(inner), str(inner.url), repr(engine.url)):
+        assert "0rd" not in shown and "orm_user" in shown
+    for wrong in (url.update_query_dict({"password": "p@ss:w/0rd"}), "deeplake+postgresql://orm_user:w%2F0rd@host"):
+        with pytest.raises(exc.ArgumentError) as caught:
+            sa.create_engine(wrong).connect()
+        assert "w/0rd" not in str(caught.value) and "w%2F0rd" not in str(caught.value)
+
+
+@pytest.mark.postgres_only("the schema of another team's main")
+def test_a_url_names_the_schema_of_main(place: Store, tmp_path: Path) -> None:
+    url = url_of(place).update_query_dict({"schema": "team", "storage": str(tmp_path)})
+    engine = sa.create_engine(url)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Run), {"name": "a"})
+        assert connection.execute(sa.text("SELECT name FROM team.runs")).all() == [("a",)]
+    engine.dispose()
+
+
+@pytest.mark.postgres_only("an engine finds out by the folder which catalog it has")
+def test_a_folder_with_a_server_of_its_own_is_recognised(tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "own", catalog="postgres") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a JSON)")
+        engine = sa.create_engine(f"deeplake:///{tmp_path / 'own'}")
+        assert engine.dialect.driver == db.engine.dialect.driver == "postgresql"
+        with engine.begin() as connection:
+            t = sa.Table("t", sa.MetaData(), autoload_with=connection)
+            connection.execute(t.insert(), {"a": {"b": [1]}})
+            assert connection.execute(sa.select(t.c.id).where(t.c.a == {"b": [1]})).scalars().all() == [1]
+        engine.dispose()
 
 
 def test_autocommit_and_the_errors_of_both_trees(db: deeplake.Database) -> None:
@@ -321,8 +387,8 @@ def test_autocommit_and_the_errors_of_both_trees(db: deeplake.Database) -> None:
     assert isinstance(caught.value.orig, errors.ConstraintError)
 
 
-def test_an_engine_belongs_to_its_branch_and_ends_with_its_handle(tmp_path: Path) -> None:
-    with deeplake.connect(tmp_path) as db:
+def test_an_engine_belongs_to_its_branch_and_ends_with_its_handle(place: Store) -> None:
+    with place.connect() as db:
         main = db.engine
         assert db.engine is main and main.url.query["branch"] == "main"
         db.tag("v1")
@@ -346,15 +412,29 @@ PASSED = 1_100
 """Of SQLAlchemy 2.1; its other versions have about as many."""
 
 
-def test_sqlalchemys_own_suite_passes(tmp_path: Path) -> None:
+def run_suite(url: str) -> None:
+    """SQLAlchemy's own suite on a store that is made there."""
     folder = ROOT / "tests" / "sqlalchemy_suite"
-    paths = os.pathsep.join([str(ROOT), str(folder)])
-    memory = Path("/dev/shm")  # hundreds of tables are made, and each is synced
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as place:
-        command = [sys.executable, "-m", "pytest", "-c", "setup.cfg", "--rootdir", ".", "-p", "no:cacheprovider",
-                   "test_suite.py", "--dburi", f"deeplake:///{place}/store", "--tb=short"]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": paths}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    command = [sys.executable, "-m", "pytest", "-c", "setup.cfg", "--rootdir", ".", "-p", "no:cacheprovider",
+               "test_suite.py", "--dburi", url, "--tb=short"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1])}
     assert not counts.keys() & {"failed", "error", "errors"}, done.stdout[-10_000:]
     assert counts["passed"] >= PASSED
+
+
+@pytest.mark.sqlite_only("on PostgreSQL it runs by make test-long: half a minute or more")
+def test_sqlalchemys_own_suite_passes(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")  # hundreds of tables are made, and each is synced
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as place:
+        run_suite(f"deeplake:///{place}/store")
+
+
+@pytest.mark.slow
+@pytest.mark.postgres_only("the same on PostgreSQL")
+def test_sqlalchemys_own_suite_passes_on_postgresql(place: Store, pytestconfig: pytest.Config) -> None:
+    if pytestconfig.getoption("hypothesis_profile", None) != "long":
+        pytest.skip("a minute; make test-long runs it")
+    url = url_of(place).update_query_dict({"storage": str(place.folder)})
+    run_suite(url.render_as_string(hide_password=False))

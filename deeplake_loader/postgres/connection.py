@@ -68,6 +68,13 @@ class Address:
         """The schema of the store's own tables."""
         return bookkeeping_schema(self.schema)
 
+    def url(self) -> dict[str, Any]:
+        """The parts of its URL as SQLAlchemy names them, without a password."""
+        parts = {k: v for k, v in conninfo.conninfo_to_dict(self.conninfo).items() if v and k not in _SECRET}
+        names = {"username": "user", "database": "dbname"}
+        found: dict[str, Any] = {name: parts.pop(key, None) for name, key in names.items()}
+        return found | {"query": {key: str(value) for key, value in parts.items()} | {_OWN: self.schema}}
+
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown: passwords, as they are and as a URL has them."""
         parts = conninfo.conninfo_to_dict(self.conninfo)

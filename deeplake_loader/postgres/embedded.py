@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from deeplake_loader import store
 from deeplake_loader.catalog import check_timeout
@@ -27,6 +28,9 @@ class ServerLocation:
         return EmbeddedPostgres.start(
             self.root.folder, root=self.root, create=create, read_only=read_only, timeout_s=timeout_s
         )
+
+    def url(self) -> dict[str, Any]:
+        return {"drivername": "deeplake", "database": self.root.folder}
 
 
 class EmbeddedPostgres(PostgresCatalog):

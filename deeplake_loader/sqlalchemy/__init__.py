@@ -23,3 +23,4 @@ __all__ = ["Audio", "Blob", "Image", "Tensor", "Vector", "Video"]
 
 for _name in ("deeplake", "deeplake.deeplake"):  # the second with its driver: deeplake+deeplake://
     registry.register(_name, "deeplake_loader.sqlalchemy.dialect", "DeeplakeDialect")
+registry.register("deeplake.postgresql", "deeplake_loader.sqlalchemy.postgres", "PostgresDialect")

@@ -11,11 +11,14 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDDLCompiler, PGIdentifierPreparer, PGTypeCompiler
 from sqlalchemy.sql import sqltypes
 
-__all__ = ["COLSPECS", "Compiler", "DDLCompiler", "PGIdentifierPreparer", "TypeCompiler"]
+__all__ = [
+    "COLSPECS", "Compiler", "DDLCompiler", "PGIdentifierPreparer", "PostgresCompiler", "PostgresTypeCompiler",
+    "TypeCompiler",
+]  # fmt: skip
 
 
-class Compiler(PGCompiler):
-    """Statements."""
+class PostgresCompiler(PGCompiler):
+    """Statements for PostgreSQL."""
 
     _bare = False
 
@@ -30,6 +33,10 @@ class Compiler(PGCompiler):
         text: str = super().limit_clause(select, **kw)  # type: ignore[no-untyped-call]
         self._bare = False
         return text
+
+
+class Compiler(PostgresCompiler):
+    """Statements for SQLite."""
 
     def visit_frame_clause(self, frameclause: Any, **kw: Any) -> str:
         self._bare = True  # SQLite wants a plain number
@@ -60,6 +67,14 @@ class TypeCompiler(PGTypeCompiler):
 
     def visit_uuid(self, type_: Any, **kw: Any) -> str:
         return "UUID" if type_.native_uuid else "VARCHAR(32)"
+
+
+class PostgresTypeCompiler(TypeCompiler):
+    """The same for PostgreSQL, where JSON is jsonb as a store has it: json has no equality."""
+
+    def visit_JSON(self, type_: Any, **kw: Any) -> str:
+        text: str = self.visit_JSONB(type_, **kw)  # type: ignore[no-untyped-call]
+        return text
 
 
 class _Typed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc, pool
 from sqlalchemy.engine import default, interfaces, reflection
 
-from deeplake_loader import dbapi
-from deeplake_loader.sqlalchemy.compiler import COLSPECS, Compiler, DDLCompiler, PGIdentifierPreparer, TypeCompiler
+from deeplake_loader import database, dbapi
+from deeplake_loader.sqlalchemy.compiler import (
+    COLSPECS,
+    Compiler,
+    DDLCompiler,
+    PGIdentifierPreparer,
+    PostgresCompiler,
+    TypeCompiler,
+)  # fmt: skip
 from deeplake_loader.sqlalchemy.types import reflected
 
 with suppress(ImportError):  # Alembic is no dependency; where it is installed it looks for this class
@@ -20,15 +27,18 @@ with suppress(ImportError):  # Alembic is no dependency; where it is installed i
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
+    from deeplake_loader.catalog import Location
     from deeplake_loader.database import Database
     from deeplake_loader.inspection import Description
 
 SCHEMA = "public"
 """The one schema there is."""
 
-_OPTIONS: dict[str, Callable[[str], object]] = {
-    "branch": str, "read_only": lambda text: _flag(text), "create": lambda text: _flag(text), "timeout_s": float,
+OPTIONS: dict[str, Callable[[str], object]] = {
+    "branch": str, "storage": str, "read_only": lambda text: _flag(text), "create": lambda text: _flag(text),
+    "timeout_s": float,
 }  # fmt: skip
+"""What a URL's query may say, of `deeplake_loader.connect`'s options."""
 
 
 class DeeplakeDialect(default.DefaultDialect):
@@ -37,7 +47,8 @@ class DeeplakeDialect(default.DefaultDialect):
     name = "deeplake"
     driver = "deeplake"
     default_paramstyle = "numeric_dollar"
-    statement_compiler, ddl_compiler, type_compiler_cls = Compiler, DDLCompiler, TypeCompiler
+    statement_compiler: type[PostgresCompiler] = Compiler
+    ddl_compiler, type_compiler_cls = DDLCompiler, TypeCompiler
     preparer = PGIdentifierPreparer
     colspecs = COLSPECS
     bind_typing = interfaces.BindTyping.RENDER_CASTS
@@ -76,15 +87,27 @@ class DeeplakeDialect(default.DefaultDialect):
         return dbapi
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
-        unknown = set(url.query) - set(_OPTIONS)
+        unknown = set(url.query) - set(OPTIONS)
         if unknown or not url.database:
             wrong = f"the option {min(unknown)!r}" if unknown else "no store"
             raise exc.ArgumentError(
-                f"{url} names {wrong}; write deeplake:///folder, deeplake:////absolute/folder or deeplake://org/name, "
-                f"with the options {', '.join(_OPTIONS)}"
+                f"{url!r} names {wrong}; write deeplake:///folder, deeplake://org/name or "
+                f"deeplake+postgresql://..., with the options {', '.join(OPTIONS)}"
             )
-        store = f"deeplake://{url.host}/{url.database}" if url.host else url.database
-        return [store], {name: _OPTIONS[name](str(value)) for name, value in url.query.items()}
+        return [_store_of(url)], taken(url.query)
+
+    def connect(self, *arguments: Any, location: Location | None = None, **options: Any) -> Any:
+        """A connection to the store of a URL; an engine of `Database.engine` says itself where its catalog is."""
+        return dbapi.connect(*arguments, **options) if location is None else dbapi.reconnect(location, **options)
+
+    @classmethod
+    def get_dialect_cls(cls, url: URL) -> type[DeeplakeDialect]:
+        """The dialect of the store in a folder, by its catalog."""
+        if url.database and database.has_own_server(_store_of(url)):
+            from deeplake_loader.sqlalchemy.postgres import PostgresDialect
+
+            return PostgresDialect
+        return cls
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[pool.Pool]:
@@ -187,6 +210,15 @@ class DeeplakeDialect(default.DefaultDialect):
     ) -> list[interfaces.ReflectedIndex]:
         found = self._described(connection, table_name, schema, **kw)
         return list(_indexes(found))
+
+
+def _store_of(url: URL) -> str:
+    return f"deeplake://{url.host}/{url.database}" if url.host else str(url.database)
+
+
+def taken(query: Mapping[str, object]) -> dict[str, Any]:
+    """The options of a URL's query, read."""
+    return {name: OPTIONS[name](str(value)) for name, value in query.items()}
 
 
 def _flag(text: str) -> bool:
