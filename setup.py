@@ -37,6 +37,7 @@ if bdist_wheel is not None:
 
 SOURCES = (
     "crc32c",
+    "image_headers",
     "integers",
     "normalize",
     "parallel",
@@ -44,6 +45,7 @@ SOURCES = (
     "resize",
     "scores",
     "select",
+    "tar_scan",
     "topk",
     "topk_scan",
 )
@@ -107,6 +109,7 @@ setup(
         "sqlalchemy.dialects": [
             "deeplake = deeplake_loader.sqlalchemy.dialect:DeeplakeDialect",
             "deeplake.deeplake = deeplake_loader.sqlalchemy.dialect:DeeplakeDialect",
+            "deeplake.postgresql = deeplake_loader.sqlalchemy.postgres:PostgresDialect",
         ],
     },
     extras_require={

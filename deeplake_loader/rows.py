@@ -132,6 +132,32 @@ class Blob(_Handle):
             return f"<{self.type.name} unreadable: {error}>"
 
 
+class StoredBlobs(Sequence["Blob | None"]):
+    """Blobs of one source by their addresses, None for NULL: a column to be inserted without a handle for each."""
+
+    __slots__ = ("_addresses", "_source", "type")
+
+    def __init__(self, source: Source, kind: ColumnType, addresses: Sequence[int | None]) -> None:
+        self._source, self.type, self._addresses = source, kind, addresses
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    @overload
+    def __getitem__(self, item: int) -> Blob | None: ...
+    @overload
+    def __getitem__(self, item: slice) -> StoredBlobs: ...
+    def __getitem__(self, item: int | slice) -> Blob | StoredBlobs | None:
+        if isinstance(item, slice):
+            return StoredBlobs(self._source, self.type, self._addresses[item])
+        address = self._addresses[item]
+        return None if address is None else Blob(self._source, self.type, address)
+
+    def addresses_in(self, source: object, kind: ColumnType) -> Sequence[int | None] | None:
+        """The addresses if the blobs belong to this source and are of this type."""
+        return self._addresses if self._source is source and self.type == kind else None
+
+
 class Vector(_Handle):
     """A stored vector, read when it is asked for; where the database itself holds vectors, the handle has its numbers
     already. numpy takes it for an array."""

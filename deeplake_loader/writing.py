@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader import codecs, inserts, scalars
 from deeplake_loader.errors import InputError, NotFoundError, TypeMismatchError
-from deeplake_loader.rows import Blob, Vector
+from deeplake_loader.rows import Blob, StoredBlobs, Vector
 from deeplake_loader.scalar_columns import encode_column
 from deeplake_loader.shards import Member
 from deeplake_loader.sql.plan import WINNERS
@@ -229,10 +229,12 @@ class Writer:
                 encoded[column.name] = self._scalar_column(column.type, values, where, first_row)
             elif column.type.is_vector:
                 encoded[column.name] = self._vector_column(table.name, column, values, where, first_row)
+            elif (stored := self._stored(column, values)) is not None:
+                encoded[column.name] = stored
             else:
                 encoded[column.name] = [self._own_address(column.type, v) for v in values]
-                own = zip(values, encoded[column.name], strict=True)
-                fresh = [_content(v) if a is None else None for v, a in own]
+                both = zip(values, encoded[column.name], strict=True)
+                fresh = [_content(v) if a is None else None for v, a in both]
                 blobs[column.name] = codecs.encode_many(
                     column.type, fresh, validate=validate, where=where, first_row=first_row
                 )
@@ -244,6 +246,10 @@ class Writer:
             filled = {} if after_rowid is None else self._defaults(table, encoded, key, after_rowid)
             documents = _documents(table, self._documented(table, {**encoded, **filled}), kept)
             self._shards.write(staged, documents, behind=True)
+
+    def _stored(self, column: Column, values: object) -> Sequence[int | None] | None:
+        """The addresses of blobs that are given as a whole column and are this store's."""
+        return values.addresses_in(self._source, column.type) if isinstance(values, StoredBlobs) else None
 
     def _scalar_column(self, kind: ColumnType, values: Any, where: str, first_row: int) -> Sequence[Any]:
         return encode_column(kind, values, where, first_row=first_row)

@@ -55,7 +55,7 @@ def encode_image(type: ColumnType, value: object, where: str, *, validate: Valid
         raise MediaError(
             f"{where} expects {type}, got {len(data)} bytes that no image can be read from: {error}"
         ) from error
-    return Encoded(data, extension, _info(header, extension))
+    return Encoded(data, extension, image_info(header, extension))
 
 
 def _what(extension: str | None) -> str:
@@ -65,7 +65,8 @@ def _what(extension: str | None) -> str:
 
 
 @lru_cache(maxsize=1024)  # the images of a column are of few sizes
-def _info(header: Header, extension: str) -> MediaInfo:
+def image_info(header: Header, extension: str) -> MediaInfo:
+    """The facts of an image file with this header."""
     width, height, mode, orientation = header
     return MediaInfo(
         "image",
@@ -313,7 +314,7 @@ def _encode_pixels(type: ColumnType, image: Pillow.Image, where: str) -> Encoded
             f"{where}: the image of mode {image.mode} cannot be written as {codec}: {_reason(error)}"
         ) from error
     extension = "jpg" if codec == "jpeg" else codec
-    return Encoded(file.getvalue(), extension, _info(Header(image.width, image.height, image.mode, 1), extension))
+    return Encoded(file.getvalue(), extension, image_info(Header(image.width, image.height, image.mode, 1), extension))
 
 
 def _quality(type: ColumnType, where: str) -> int:

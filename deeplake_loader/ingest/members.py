@@ -58,6 +58,11 @@ def is_scalar_extension(extension: str) -> bool:
     return plain in WHOLE_NUMBERS or plain in DOCUMENTS or plain in TEXTS
 
 
+def is_text_extension(extension: str) -> bool:
+    """Whether such a member is a text that becomes one value as it stands."""
+    return extension.rpartition(".")[2] in TEXTS
+
+
 def observe(extension: str, data: bytes) -> Iterator[tuple[str, ColumnType | None]]:
     """(field, type) of a member: one, or one per entry of a JSON object; None for a text that cannot be read, which
     says nothing of the others."""

@@ -226,6 +226,11 @@ class Reader:
 
             self._objects, self._name = open_object(source.url)
 
+    @property
+    def fd(self) -> int:
+        """The open file; -1 of a remote one."""
+        return self._fd
+
     def __call__(self, offset: int, length: int) -> bytes:
         stop = min(offset + length, self._source.nbytes)
         if stop <= offset:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from deeplake_loader.codecs.info import MAX_BLOB_BYTES
+
+if TYPE_CHECKING:
+    from deeplake_loader.kernels import Run
 
 BLOCK = 512
 _STEP = 1 << 23  # read at once
@@ -28,9 +31,16 @@ _NO_DATA = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4"
 _REGULAR = (b"0", b"\0", b"7")
 _SILENT = (b"V", b"D")  # a volume's label, GNU's list of a folder's names: no file's content
 _FEW = 4
+_SHORT_STEP = 1 << 16  # read at once where the compiled scan reads the most
+_SHORT_RUN = 32
+_PAUSE = 1 << 18
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> the bytes there, fewer only at the end of the file."""
+
+
+Runs = Callable[[int], "Run | None"]
+"""(position) -> the plain members from there on; None where nothing can find them."""
 
 
 class Member(NamedTuple):
@@ -65,12 +75,19 @@ class _FatalError(ValueError):
     """The walk cannot go on."""
 
 
-def walk(read: Read, size: int | None) -> Iterator[Member | Problem]:
+@overload
+def walk(read: Read, size: int | None) -> Iterator[Member | Problem]: ...
+@overload
+def walk(read: Read, size: int | None, *, runs: Runs | None) -> Iterator[Member | Problem | Run]: ...
+
+
+def walk(read: Read, size: int | None, *, runs: Runs | None = None) -> Iterator[Member | Problem | Run]:
     """The archive's regular files in order, and what else it holds or lacks. Folders are passed over.
 
     Args:
         read: gives ranges of the file; they are asked for in ascending order.
         size: of the file in bytes; None where it is not known before its end, as of a compressed one.
+        runs: the compiled scan of the same file; where it finds plain members, they come as its `kernels.Run`.
 
     >>> import io, tarfile
     >>> file = io.BytesIO()
@@ -82,14 +99,14 @@ def walk(read: Read, size: int | None) -> Iterator[Member | Problem]:
     >>> list(walk(lambda offset, length: data[offset : offset + length], len(data)))
     [Member(name='a.txt', offset=512, size=2, data=b'hi')]
     """
-    return _Walk(_Window(read, size)).run()
+    return _Walk(_Window(read, size, _STEP if runs is None else _SHORT_STEP), runs).run()
 
 
 class _Window:
     """The file from ``position`` on, read in large steps."""
 
-    def __init__(self, read: Read, size: int | None) -> None:
-        self._read, self.size = read, size
+    def __init__(self, read: Read, size: int | None, step: int) -> None:
+        self._read, self.size, self._step = read, size, step
         self.position = self.start = 0
         self.buffer = b""
 
@@ -97,12 +114,12 @@ class _Window:
         """The next ``count`` bytes, fewer at the end."""
         at = self.position - self.start
         if at + count > len(self.buffer):
-            if count > _STEP:  # not kept beside the copy that is handed out
+            if count > self._step:  # not kept beside the copy that is handed out
                 self.buffer, self.start = b"", self.position
                 data = self._read(self.position, count)
                 self.position += len(data)
                 return data
-            self.buffer, self.start, at = self._read(self.position, _STEP), self.position, 0
+            self.buffer, self.start, at = self._read(self.position, self._step), self.position, 0
         data = self.buffer[at : at + count]
         self.position += len(data)
         return data
@@ -122,17 +139,19 @@ def _cut(wanted: int, found: int) -> _FatalError:
 
 
 class _Walk:
-    def __init__(self, window: _Window) -> None:
-        self._window = window
+    def __init__(self, window: _Window, runs: Runs | None) -> None:
+        self._window, self._runs = window, runs
+        self._again = 0  # where the compiled scan is asked next
         self._pax: dict[str, str] = {}
         self._long: str | None = None
         self._chain = 0
 
-    def run(self) -> Iterator[Member | Problem]:
+    def run(self) -> Iterator[Member | Problem | Run]:
         start, name = 0, None
         try:
             while True:
                 if not self._chain:
+                    yield from self._scanned()
                     yield from self._plain()
                 start, name = self._window.position, None
                 block = self._window.take(BLOCK)
@@ -243,6 +262,20 @@ class _Walk:
             more = following[504]
 
     # -- many at once ----------------------------------------------------------------------------------------------
+
+    def _scanned(self) -> Iterator[Run]:
+        """The plain members that the compiled scan finds from here on; behind a short run it is left out for a while,
+        because a call costs as much as some members."""
+        while self._runs is not None and self._window.position >= self._again:
+            run = self._runs(self._window.position)
+            if run is None:
+                self._runs = None
+                return
+            self._window.position = run.stop
+            if run.names:
+                yield run
+            if not run.more:
+                self._again = run.stop + (1 if len(run.names) >= _SHORT_RUN else _PAUSE)
 
     def _plain(self) -> Iterator[Member]:
         """The plain ustar members that lie whole in what was read; the rest is left to the walk block by block."""

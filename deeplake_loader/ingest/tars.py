@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import IO, TYPE_CHECKING, Any
 
-from deeplake_loader import adopted, codecs, store
-from deeplake_loader.blobs import checksums
-from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError
+from deeplake_loader import adopted, store
+from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.ingest import members
+from deeplake_loader.ingest.scanning import Scan, scan
 from deeplake_loader.ingest.sources import Reader, Source
 from deeplake_loader.ingest.tar_walk import Member, Problem, walk
 from deeplake_loader.ingest.target import Whole
 from deeplake_loader.ingest.unpacking import unpack
 from deeplake_loader.inserts import insert_columns
-from deeplake_loader.rows import Blob
+from deeplake_loader.rows import StoredBlobs
 from deeplake_loader.types import ColumnType, pack_address
 
 if TYPE_CHECKING:
@@ -28,152 +27,10 @@ if TYPE_CHECKING:
     from deeplake_loader.ingest.target import Batch, Target
 
 _OBSERVED = 2_000  # members that a schema is inferred from, per source
-_ROWS = 1_024
+_ROWS = 8_192
+_COPIED_ROWS = 1_024  # whose bytes are in memory
 _STEP = 8 << 20
 _MEMBER = ("ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")
-
-
-@dataclass(slots=True)
-class Scan:
-    """What a walk through one tar found.
-
-    Fields: ``names`` of the columns; ``rows``, a value per column for each key in the order of their first members,
-    an `Extent` for a blob; ``index``, the blobs' rows for the catalog, without their file; ``problems``, (member,
-    reason); ``fatal``, why the archive cannot be trusted as a whole, or None; ``unused``, extensions no column takes.
-    """
-
-    names: tuple[str, ...]
-    rows: dict[str, list[Any]] = field(default_factory=dict)
-    index: list[tuple[Any, ...]] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    fatal: str | None = None
-    unused: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A blob in the scanned tar."""
-
-    ordinal: int
-    offset: int
-    length: int
-
-
-class _Slots:
-    """What is done with a member of each extension: which column it fills, and how."""
-
-    def __init__(self, proposal: Proposal) -> None:
-        self.columns = tuple(choice.column for choice in proposal.choices)
-        self.key = next((i for i, choice in enumerate(proposal.choices) if choice.field == ""), None)
-        self.fields = {choice.field: i for i, choice in enumerate(proposal.choices) if choice.field}
-
-    def blob(self, extension: str) -> int | None:
-        """The blob column that this extension fills."""
-        place = self.fields.get(extension)
-        return place if place is not None and self.columns[place].type.is_blob else None
-
-    def takes(self, extension: str) -> bool:
-        return extension in self.fields or any(f.startswith(f"{extension}.") for f in self.fields)
-
-    def values(self, extension: str, data: bytes) -> Iterator[tuple[int, Any]]:
-        """(column, value) of a member that fills scalar and vector columns."""
-        place = self.fields.get(extension)
-        if place is not None and self.columns[place].type.is_vector:
-            yield place, members.vector(data)
-        elif place is not None and not members.is_scalar_extension(extension):
-            yield place, data.decode() if self.columns[place].type.name == "TEXT" else data
-        else:
-            for name, value in members.values(extension, data):
-                if name in self.fields:
-                    yield self.fields[name], value
-
-
-def scan(read: Callable[[int, int], bytes], size: int, proposal: Proposal, where: str) -> Scan:
-    """The samples of a tar as rows of the proposed table; pure but for reading.
-
-    Members of one key make one row, wherever in the archive they are. A sample with a member that cannot be stored, or
-    one that is there twice, is left out and listed.
-    """
-    return _Scanner(proposal, where).run(walk(read, size))
-
-
-class _Scanner:
-    def __init__(self, proposal: Proposal, where: str) -> None:
-        self._slots, self._where = _Slots(proposal), where
-        self._found = Scan(tuple(column.name for column in self._slots.columns))
-        self._empty: list[Any] = [None] * len(self._found.names)
-        self._blobs: dict[str, tuple[int, str, ColumnType] | None] = {}
-        self._bad: set[str] = set()
-        self._ordinal = 0
-
-    def run(self, walked: Iterator[Member | Problem]) -> Scan:
-        found = self._found
-        for item in walked:
-            if type(item) is Member:
-                self._take(item)
-            elif isinstance(item, Problem):
-                if item.fatal:
-                    found.fatal = f"{f'member {item.name!r} ' if item.name else ''}at byte {item.offset} {item.reason}"
-                    return found
-                found.problems.append((item.name or f"byte {item.offset}", item.reason))
-        for key in self._bad:
-            found.rows.pop(key, None)
-        if self._bad:
-            found.index = [row for row in found.index if row[1] not in self._bad]
-        return found
-
-    def _take(self, member: Member) -> None:
-        split = members.split_name(member.name)
-        if split is None:
-            self._found.problems.append((member.name, "has no extension, so it belongs to no sample"))
-            return
-        key, extension = split
-        try:
-            blob = self._blobs[extension]
-        except KeyError:
-            blob = self._blobs[extension] = self._blob(extension)
-        try:
-            if blob is not None:
-                self._keep(key, blob, member)
-            elif self._slots.takes(extension):
-                for place, value in self._slots.values(extension, member.data):
-                    self._put(key, place, value)
-            else:
-                self._found.unused[extension] = self._found.unused.get(extension, 0) + 1
-        except (DeeplakeError, ValueError) as error:
-            self._bad.add(key)
-            self._found.problems.append((member.name, str(error)))
-
-    def _blob(self, extension: str) -> tuple[int, str, ColumnType] | None:
-        place = self._slots.blob(extension)
-        if place is None:
-            return None
-        column = self._slots.columns[place]
-        return place, column.name, column.type
-
-    def _keep(self, key: str, blob: tuple[int, str, ColumnType], member: Member) -> None:
-        place, column, kind = blob
-        encoded = codecs.encode(kind, member.data, where=f"{self._where}: {member.name}")
-        extent = Extent(self._ordinal, member.offset, member.size)
-        self._put(key, place, extent)
-        facts = encoded.info.to_json()
-        checks = checksums(member.data)
-        row = (self._ordinal, key, column, encoded.extension, member.offset, member.size, checks, facts)
-        self._found.index.append(row)
-        self._ordinal += 1
-
-    def _put(self, key: str, place: int, value: Any) -> None:
-        row = self._found.rows.get(key)
-        if row is None:
-            row = self._found.rows[key] = self._empty.copy()
-            if self._slots.key is not None:
-                row[self._slots.key] = key
-        if row[place] is not None:
-            raise ValueError(f"the sample {key!r} has a second value for the column {self._found.names[place]!r}")
-        row[place] = value
-
-
-# -- sources -----------------------------------------------------------------------------------------------------------
 
 
 class TarSource(Whole):
@@ -193,7 +50,7 @@ class TarSource(Whole):
     def prepare(self, proposal: Proposal) -> None:
         """Reads the whole tar; on any thread."""
         with Reader(self.source) as read:
-            self._found = scan(read, self.source.nbytes, proposal, self.source.name)
+            self._found = scan(read, self.source.nbytes, proposal, self.source.name, fd=read.fd)
             read.check_unchanged()
 
     def batches(self, target: Target) -> Iterator[Batch]:
@@ -201,8 +58,8 @@ class TarSource(Whole):
         found = self._told(target)
         file = _register(target, self.source, found) if found.index else 0
         kinds = {c.name: c.type for c in target.db.tables()[target.table].columns}
-        for keys, columns in _parts(found):
-            yield keys, {n: [_handle(target.db, kinds[n], file, v) for v in values] for n, values in columns.items()}
+        for keys, columns in _parts(found, _ROWS):
+            yield keys, {name: _adopted(target.db, kinds[name], file, values) for name, values in columns.items()}
 
     def _told(self, target: Target) -> Scan:
         """What `prepare` found, once, its problems told."""
@@ -237,20 +94,29 @@ class PackedSource(TarSource):
                     self._file.write(data)
                 at += len(data)
         self._file.flush()
-        self._found = scan(self._read, at, proposal, self.source.name)
+        self._found = scan(self._read, at, proposal, self.source.name, fd=self._file.fileno())
 
     def _read(self, offset: int, length: int) -> bytes:
         return os.pread(self._file.fileno(), length, offset)
 
     def batches(self, target: Target) -> Iterator[Batch]:
+        found = self._told(target)
+        kinds = {c.name: c.type for c in target.db.tables()[target.table].columns}
+        extents = {ordinal: (offset, length) for ordinal, _, _, _, offset, length, _, _ in found.index}
         with self._file:
-            for keys, columns in _parts(self._told(target)):
-                yield keys, {name: [self._bytes(v) for v in values] for name, values in columns.items()}
+            for keys, columns in _parts(found, _COPIED_ROWS):
+                yield (
+                    keys,
+                    {
+                        name: [self._bytes(extents, v) for v in values] if kinds[name].is_blob else values
+                        for name, values in columns.items()
+                    },
+                )
 
-    def _bytes(self, value: Any) -> Any:
-        if not isinstance(value, Extent):
-            return value
-        return store.read_at(self._file.fileno(), value.offset, value.length, self.source.name)
+    def _bytes(self, extents: Mapping[int, tuple[int, int]], ordinal: int | None) -> bytes | None:
+        if ordinal is None:
+            return None
+        return store.read_at(self._file.fileno(), *extents[ordinal], self.source.name)
 
 
 def _observe(walked: Iterator[Member | Problem], where: str) -> Iterator[Mapping[str, ColumnType | None]]:
@@ -271,16 +137,19 @@ def _observe(walked: Iterator[Member | Problem], where: str) -> Iterator[Mapping
     yield from samples.values()
 
 
-def _parts(found: Scan) -> Iterator[tuple[list[str], dict[str, Sequence[Any]]]]:
+def _parts(found: Scan, size: int) -> Iterator[tuple[list[str], dict[str, list[Any]]]]:
     """(keys, columns) of some rows at a time."""
-    keys, rows = list(found.rows), list(found.rows.values())
-    for start in range(0, len(rows), _ROWS):
-        columns = zip(*rows[start : start + _ROWS], strict=True)
-        yield keys[start : start + _ROWS], dict(zip(found.names, columns, strict=True))
+    for start in range(0, len(found.keys), size):
+        columns = (column[start : start + size] for column in found.columns)
+        yield found.keys[start : start + size], dict(zip(found.names, columns, strict=True))
 
 
-def _handle(db: Any, kind: ColumnType, file: int, value: Any) -> Any:
-    return Blob(db, kind, pack_address(file, value.ordinal)) if type(value) is Extent else value
+def _adopted(db: Any, kind: ColumnType, file: int, values: Sequence[Any]) -> Sequence[Any]:
+    """The values as they are inserted: blobs, which come as their numbers in the file, by their addresses."""
+    if not kind.is_blob:
+        return values
+    first = pack_address(file, 0)
+    return StoredBlobs(db, kind, [None if value is None else first + value for value in values])
 
 
 def _register(target: Target, source: Source, found: Scan) -> int:

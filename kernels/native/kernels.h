@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define DL_ABI 4  // kernels/library.py holds the same number
+#define DL_ABI 5  // kernels/library.py holds the same number
 #define DL_EXPORT __attribute__((visibility("default")))
 
 // Instruction sets; the caller passes one not above dl_level(). AVX2 includes FMA, F16C, SSE4.2 and PCLMUL;
@@ -22,3 +22,4 @@ typedef void (*dl_task)(void *context, int64_t item);
 void dl_parallel(int64_t items, int32_t threads, dl_task task, void *context);
 
 DL_EXPORT uint32_t dl_crc32c(int32_t level, uint32_t value, const uint8_t *data, int64_t size);
+DL_EXPORT int64_t dl_image_facts(const uint8_t *data, int64_t size);
