@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deeplake_loader import adopted, kernels, store
-from deeplake_loader.errors import CorruptionError, NotFoundError
+from deeplake_loader.errors import CorruptionError, NotFoundError, StoreError
 from deeplake_loader.extents import Extents
 from deeplake_loader.storage.shelves import OpenFiles, find_mirror
 from deeplake_loader.tar import END
@@ -75,6 +75,19 @@ class Found:
     checks: bytes
     info: str | None
     resting: bytes | None
+
+
+def place_of(url: str, queries: Queries) -> str:
+    """The path, or the full url, of a file of the store or of one that was adopted where it lies.
+
+    Raises:
+        StoreError: a file that the catalog may not name.
+    """
+    if not adopted.is_adopted(url):
+        return queries.root.place(url)
+    if queries.root.foreign and url.startswith("file:"):
+        raise StoreError(f"the published catalog names a file of this machine ({url.partition('#')[0]!r}); refused")
+    return adopted.place(url, queries)
 
 
 def checksums(data: bytes | memoryview) -> bytes:
@@ -188,9 +201,7 @@ class BlobReader:
 
     def _path(self, url: str) -> str:
         """The path, or the full url, of a file of the store or of one that was adopted where it lies."""
-        if adopted.is_adopted(url):
-            return adopted.place(url, self._queries)
-        return self._queries.root.place(url)
+        return place_of(url, self._queries)
 
     def _learn(self, number: int, url: str) -> None:
         """Tells the cache how long a sealed shard is, which it would ask the storage for."""

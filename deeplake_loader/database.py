@@ -32,7 +32,7 @@ from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.storage import Access, named
-from deeplake_loader.store import Root
+from deeplake_loader.store import POINTER, Root
 from deeplake_loader.types import Table
 from deeplake_loader.warming import StorageVerbs
 from deeplake_loader.writing import Validate
@@ -76,7 +76,8 @@ def connect(
     Args:
         url: where the catalog is: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name``
             (default ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
-            (``?schema=team`` puts main into another schema than ``public``).
+            (``?schema=team`` puts main into another schema than ``public``). A url or folder that `Database.publish`
+            was given (``https://``, ``s3://`` and so on) opens what was published there, read-only.
         storage: where shards and vectors lie: ``s3://bucket/prefix`` (or gs://, az:// or any url that fsspec reaches),
             or a folder. Given when a store is made, and remembered; a store in a folder keeps them there by default,
             one at a ``postgresql://`` URL needs it.
@@ -146,6 +147,9 @@ def _open_catalog(
         return PostgresCatalog.open(
             url, storage=storage, access=access, create=create, read_only=read_only, timeout_s=timeout_s
         )
+    published = _published(url)
+    if published is not None:
+        return _open_published(published, storage, access, kind, timeout_s)
     folder, place = locate_store(url), None if storage is None else named(storage)
     if _is_embedded_postgres(folder, kind):
         from deeplake_loader.postgres.embedded import EmbeddedPostgres
@@ -156,6 +160,24 @@ def _open_catalog(
     return SqliteCatalog.open(
         folder, storage=place, access=access, create=create, read_only=read_only, timeout_s=timeout_s
     )
+
+
+def _published(url: str | os.PathLike[str]) -> str | None:
+    """The url, or the folder, where a published store is to be looked for; None where the store itself lies there."""
+    if isinstance(url, str) and "://" in url and url.partition("://")[0] not in ("deeplake", "file", ""):
+        return url
+    folder = locate_store(url)
+    if os.path.exists(Root(folder).catalog) or not os.path.exists(os.path.join(folder, POINTER)):
+        return None
+    return None if _is_embedded_postgres(folder, None) else folder
+
+
+def _open_published(url: str, storage: object, access: Access, kind: Dialect | None, timeout_s: float) -> Catalog:
+    from deeplake_loader.storage.published import open_published
+
+    if storage is not None or kind == "postgres":
+        raise InputError(f"{url} is a published store: it has its bytes there and a catalog of its own; give the url")
+    return SqliteCatalog.open(open_published(url, access), create=False, read_only=True, timeout_s=timeout_s)
 
 
 def _is_embedded_postgres(folder: str, kind: Dialect | None) -> bool:

@@ -23,6 +23,7 @@ from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, S
 CATALOG = "catalog.sqlite"
 SHARDS = "shards"
 VECTORS = "vectors"
+POINTER = "published.json"
 
 _IOV_MAX = 1024  # Linux's limit of buffers in one pwritev
 _F_FULLFSYNC = 51  # macOS; Python names it there only
@@ -54,7 +55,8 @@ class Storage(Protocol):
 @dataclass(frozen=True, slots=True)
 class Root:
     """Where one store lies: the absolute ``folder`` of its catalog, and its bytes there, below the folder ``data``, or
-    on a ``storage`` of which the folder has copies.
+    on a ``storage`` of which the folder has copies. ``foreign``: the catalog is somebody else's, published: no file of
+    this machine that it names is opened, but those below ``data``.
 
     >>> Root("/tmp/store").path("shards/cats/one.tar")
     '/tmp/store/shards/cats/one.tar'
@@ -63,6 +65,7 @@ class Root:
     folder: str
     storage: Storage | None = field(default=None, compare=False, repr=False)
     data: str | None = None
+    foreign: bool = False
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.folder):

@@ -1,1 +1,1 @@
-"""A store looked after: verified, repaired, compacted, cleaned, published. `verbs.CareVerbs` is what Database inherits."""
+"""A store looked after: verified, repaired, its small files merged, cleaned, published. See `verbs.CareVerbs`."""

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from deeplake_loader import adopted, kernels, store
-from deeplake_loader.blobs import CHECK_BLOCK, MAX_WHOLE_CHECK
+from deeplake_loader import kernels, store
+from deeplake_loader.blobs import CHECK_BLOCK, MAX_WHOLE_CHECK, place_of
 from deeplake_loader.errors import CorruptionError
 from deeplake_loader.matrices import BLOCK
 from deeplake_loader.storage.shelves import find_mirror
@@ -86,11 +86,6 @@ def members_of(catalog: Catalog, file: int) -> list[Member]:
     return [Member(n, key, name, ext, at, size, bytes(checks), i) for n, key, name, ext, at, size, checks, i in rows]
 
 
-def place_of(catalog: Catalog, url: str) -> str:
-    """The path, or the full url, of a file of the store or of an adopted one."""
-    return adopted.place(url, catalog) if adopted.is_adopted(url) else catalog.root.place(url)
-
-
 @contextmanager
 def opened(catalog: Catalog, url: str) -> Iterator[tuple[int, int]]:
     """(descriptor, bytes) of a file's bytes as they are stored.
@@ -98,7 +93,7 @@ def opened(catalog: Catalog, url: str) -> Iterator[tuple[int, int]]:
     Raises:
         NotFoundError: it is gone. StoreError: it cannot be read, or may not be.
     """
-    place = place_of(catalog, url)
+    place = place_of(url, catalog)
     if "://" in place:
         with _fetched(catalog, place) as file:
             yield file.fileno(), os.fstat(file.fileno()).st_size

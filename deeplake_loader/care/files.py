@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import adopted, store
+from deeplake_loader.blobs import place_of
 from deeplake_loader.care import digests
 from deeplake_loader.care.contents import (
     FileRow,
@@ -25,7 +26,6 @@ from deeplake_loader.care.contents import (
     hash_file,
     members_of,
     opened,
-    place_of,
     read_sidecar,
 )
 from deeplake_loader.care.report import Finding, Kind, Problem
@@ -90,7 +90,7 @@ def check(catalog: Catalog, parts: Sequence[FileRow], taken: Mapping[int, Digest
 
 
 def _size(catalog: Catalog, row: FileRow) -> int:
-    place = place_of(catalog, row.url)
+    place = place_of(row.url, catalog)
     if "://" in place:
         mirror, name = find_mirror(place, catalog.root)
         return mirror.objects.size(name)
@@ -134,7 +134,8 @@ class _ShardCheck:
     def __init__(self, catalog: Catalog, found: Checked, parts: Sequence[FileRow], taken: Mapping[int, Digest]) -> None:
         self._catalog, self._found, self._parts, self._taken = catalog, found, parts, taken
         self._row, self._name = parts[0], parts[0].name
-        self._index = {(row.id, m.ordinal): m for row in parts for m in members_of(catalog, row.id)}
+        rows = ((row.id, m) for row in parts for m in members_of(catalog, row.id))
+        self._index = {(file, m.ordinal): m for file, m in rows if m.offset is not None}  # the others rest
         found.blobs += len(self._index)
 
     def run(self, fd: int, size: int) -> None:

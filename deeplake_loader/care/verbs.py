@@ -1,13 +1,17 @@
-"""The verbs of a Database that look after its store: verify, optimize, gc."""
+"""The verbs of a Database that look after its store: verify, optimize, gc, publish."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader.errors import InputError
 
 if TYPE_CHECKING:
+    from deeplake_loader.care.publishing import Publication
     from deeplake_loader.care.report import VerifyReport
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.indexes import Indexes
@@ -60,17 +64,22 @@ class CareVerbs:
         say which.
 
         Rows on any branch, at any tag and in the undo logs keep their bytes: `optimize` with ``keep`` lets old history
-        go first. On an object storage unfinished uploads go, too. Adopted files are never touched.
+        go first; so do versions published here that a newer one replaced. On an object storage unfinished uploads go,
+        too. Adopted files are never touched.
 
         Args:
-            older_than_s: leave files that were last written, or emptied by `optimize`, less than so many seconds ago,
-                because a query that began before may still read them, and a writer may be about to commit them.
+            older_than_s: leave files that were last written, emptied by `optimize` or replaced by `publish` less than
+                so many seconds ago, because a query that began before may still read them, and a writer may be about to
+                commit them.
         """
+        from deeplake_loader.care import publishing
         from deeplake_loader.merging import retention
 
         context = self._catalog.snapshot() if dry_run else self._catalog.transaction("gc")
         with context:
-            found = retention.unreached(self._catalog, older_than_s)
+            published = publishing.versions(self._catalog, older_than_s)
+            found = retention.unreached(self._catalog, older_than_s, published.kept)
+            found.files.update(published.stale)
             if not dry_run:
                 retention.forget(self._catalog, found)
         uploads = 0
@@ -93,20 +102,64 @@ class CareVerbs:
             scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
                 much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
         """
-        from deeplake_loader.care import digests
-        from deeplake_loader.merging import pruning, retention
+        from deeplake_loader.merging import retention
 
-        with self._catalog.transaction("optimize"):
-            self._shards.seal()
-            self._vectors.seal()
-            if keep is not None:
-                pruning.prune(self._catalog, retention.period(keep, "keep"))
+        self._seal("optimize", None if keep is None else retention.period(keep, "keep"))
         for index in () if self._catalog.in_transaction else self._indexes.all():
             self._indexes.build(index)
         if not self._catalog.in_transaction:
             self._statements.optimize()
         if scan_copies:
             self._copies.build()
+
+    def publish(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ) -> Publication:
+        """Make the store as it is now readable by whoever has the url: ``connect(url)`` opens it read-only, with all
+        branches and history, streams and searches it through the local cache, and needs no server.
+
+        The catalog's snapshot goes beside the shards, which are copied where they are not there yet; one small object
+        that names the snapshot is put last, so that readers see the version before or this one. Publishing again makes
+        a new version; whoever opened an older one reads on until `gc` takes it.
+
+        Args:
+            url: ``s3://bucket/prefix`` or any other of fsspec's, or a folder; default: where the store's own bytes lie,
+                so that only the snapshot is written.
+            storage_options: of fsspec's filesystem; by default the environment has them.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: a transaction is open, or the catalog is in PostgreSQL.
+            StoreError: the url cannot be written. LockedError: others published there again and again meanwhile.
+
+        >>> db.publish("s3://bucket/birds").version                                 # doctest: +SKIP
+        1
+        >>> deeplake.connect("s3://bucket/birds").execute("SELECT count(*) FROM photos").scalar()  # doctest: +SKIP
+        10000
+        """
+        from deeplake_loader.care import publishing
+
+        if self._catalog.in_transaction:
+            raise InputError("publish shows what is committed; call it outside of a transaction")
+        if self._catalog.dialect == "sqlite" and not self._catalog.read_only:
+            self._seal("publish", keep=None)
+        place = None if url is None else os.fspath(url)
+        return publishing.publish(self._catalog, place, storage_options, progress=progress)
+
+    def _seal(self, message: str, keep: dt.timedelta | None) -> None:
+        """Seals what is open, and takes digests."""
+        from deeplake_loader.care import digests
+        from deeplake_loader.merging import pruning
+
+        with self._catalog.transaction(message):
+            self._shards.seal()
+            self._vectors.seal()
+            if keep is not None:
+                pruning.prune(self._catalog, keep)
         with self._catalog.transaction() as tx:
             if digests.record(self._catalog, afresh=keep is not None):
                 tx.message = tx.message or "digests"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deeplake_loader import adopted
-from deeplake_loader.care import addresses, derived, digests, files, resting
+from deeplake_loader.care import addresses, derived, digests, files, publishing, resting
 from deeplake_loader.care.contents import FileRow, file_rows
 from deeplake_loader.care.report import Finding, Problem, VerifyReport
 from deeplake_loader.errors import DeeplakeError, InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_THREADS = 8
 _MOST_SAID = 100  # lines of SQLite's own check
+_LONG = 1e9  # seconds: every version that is still there
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ def verify(catalog: Catalog, made: Derived, *, data: bool, repair: bool, progres
         seen.found += resting.check(catalog)
     if data:
         seen.found += derived.check(made)
-    orphans = tuple(retention.strays(catalog)) if data else ()
+    orphans = tuple(retention.strays(catalog, publishing.versions(catalog, _LONG).kept)) if data else ()
     problems = [_mended(catalog, finding) if repair else finding.problem for finding in seen.found]
     return VerifyReport(
         tuple(problems), orphans, tuple(seen.unchecked), seen.files, seen.blobs, seen.vectors, seen.addresses,

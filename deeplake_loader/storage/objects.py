@@ -8,6 +8,8 @@ Every error is one of ours and names the object by its url, which never holds cr
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from deeplake_loader import store
-from deeplake_loader.errors import InputError, NotFoundError, StoreError
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 from deeplake_loader.storage.traffic import Counters
 
 Span = tuple[int, int]
@@ -67,6 +69,17 @@ class Objects(Protocol):
         Raises:
             StoreError: with ``exclusive``, another writer made it with other bytes.
         """
+
+    def read_tagged(self, name: str, most: int) -> tuple[bytes, str | None]:
+        """(the bytes of a small object, the tag of what they are), for `replace`.
+
+        Raises:
+            NotFoundError: there is no such object. CorruptionError: it is longer than ``most``.
+        """
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Puts these bytes in place of the object that has this tag, None: that is not there; False if it is another
+        one by now. A storage without conditional writes only looks before it writes."""
 
     def upload(self, name: str, path: str) -> None:
         """Makes an object of a local file, in parts where it is large."""
@@ -214,6 +227,25 @@ class Local:
                         f"cannot write {path}: another writer made it first; nothing was overwritten"
                     ) from None
 
+    def read_tagged(self, name: str, most: int) -> tuple[bytes, str | None]:
+        if (size := self.size(name)) > most:
+            raise CorruptionError(f"{self._path(name)}: {size} bytes where at most {most} are expected")
+        data = self.read(name)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        with store.file_errors("write", self.url):
+            store.make_folder(self.url)
+            fd = os.open(self.url, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if _present_tag(self, name) != tag:
+                    return False
+                self.write(name, data, exclusive=False)
+                return True
+            finally:
+                os.close(fd)
+
     def upload(self, name: str, path: str) -> None:
         with store.file_errors("read", path), open(path, "rb") as file:
             self.write(name, file.read())
@@ -239,3 +271,10 @@ class Local:
     def abort_uploads(self, older_than_s: float) -> int:  # noqa: ARG002
         """Nothing: a folder has none."""
         return 0
+
+
+def _present_tag(objects: Local, name: str) -> str | None:
+    try:
+        return hashlib.sha256(objects.read(name)).hexdigest()
+    except NotFoundError:
+        return None

@@ -20,9 +20,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from deeplake_loader.errors import InputError, StoreError
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
 from deeplake_loader.storage.objects import Span, Stored, shown, split_scheme
-from deeplake_loader.storage.requests import Policy, Requests, storage_error
+from deeplake_loader.storage.requests import Policy, Requests, status_of, storage_error
 from deeplake_loader.storage.traffic import Counters
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ _PART_ATTEMPTS = 5
 _MOST_FILESYSTEMS = 64
 _SAID_BY = ("AWS_", "GOOGLE_", "GCS", "AZURE_", "FSSPEC_")
 _S3 = ("s3", "s3a")
+_CHANGED = (409, 412)  # the object is not the one that was to be replaced
 _MODIFIED = ("LastModified", "mtime", "updated", "last_modified", "created", "timeModified")
 
 
@@ -136,6 +137,51 @@ class Remote:
             if not isinstance(error.__cause__, FileExistsError) or not self._holds(name, body):
                 raise  # else our own request, whose answer was lost, had made it
         self.counters.add(bytes_written=len(body))
+
+    def read_tagged(self, name: str, most: int) -> tuple[bytes, str | None]:
+        async def ask() -> Any:
+            return await self._link.plain._info(self._path(name))
+
+        info = self._run(lambda: self._link.requests.send("heads", ask, "look at", self._where(name)))
+        size, tag = int(info.get("size") or 0), info.get("ETag") or info.get("etag")
+        if size > most:
+            raise CorruptionError(f"{self._where(name)}: {size} bytes where at most {most} are expected")
+        data = self.read(name, 0, size)
+        return data, str(tag or hashlib.sha256(data).hexdigest())
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        if tag is None or self._scheme not in _S3:
+            return self._replace_looking(name, data, tag)
+        bucket, _, key = self._path(name).partition("/")
+
+        async def put() -> None:
+            await self._link.plain._call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=tag)
+
+        try:
+            self._run(lambda: self._link.requests.send("puts", put, "write", self._where(name), len(data)))
+        except StoreError as error:
+            if status_of(error) not in _CHANGED:
+                raise
+            return self._holds(name, data)  # else our own request, whose answer was lost, had made it
+        self.counters.add(bytes_written=len(data))
+        return True
+
+    def _replace_looking(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Where the storage compares nothing but whether there is an object."""
+        try:
+            if tag is None:
+                self.write(name, data)
+                return True
+            if self.read_tagged(name, _MAX_WHOLE)[1] != tag:
+                return False
+        except NotFoundError:
+            return False
+        except StoreError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        self.write(name, data, exclusive=False)
+        return True
 
     def _holds(self, name: str, body: bytes) -> bool:
         return self.size(name) == len(body) and self.read(name, 0, len(body)) == body

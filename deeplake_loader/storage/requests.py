@@ -145,7 +145,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed when it is sent again."""
     if isinstance(error, (DeeplakeError, *_FINAL)):
         return False
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return status >= 500 or status in _TRANSIENT_STATUS
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"):
@@ -153,7 +153,7 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, ValueError | AttributeError | KeyError | ImportError)
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status of an error of botocore, aiohttp, gcsfs or their translations, where it has one."""
     seen: BaseException | None = error
     while seen is not None:
@@ -190,7 +190,7 @@ def storage_error(error: BaseException, doing: str, where: str, attempts: int = 
 
 
 def _reason(error: BaseException) -> str:
-    name, status = type(error).__name__, _status(error)
+    name, status = type(error).__name__, status_of(error)
     if isinstance(error, PermissionError) or status in (401, 403) or name.endswith("CredentialsError"):
         return f"access was refused ({name}); check the credentials in the environment or storage_options="
     if isinstance(error, TimeoutError):

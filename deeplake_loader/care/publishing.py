@@ -1,0 +1,262 @@
+"""A store published below a url: its files, a snapshot of its catalog, and last of all the one object that names it.
+
+    <url>/shards/...  vectors/...        the files that the snapshot names, put there unless they are
+    <url>/published/<name>.sqlite        the catalog as of one commit, sealed and immutable
+    <url>/published/<name>.json          the names of the snapshot's files, which gc keeps
+    <url>/published.json                 the pointer, replaced only if it still is what was read: see `published`
+
+A version once published never changes; whoever opened it reads on until `gc` takes it. What the snapshot names lies
+below the url: open shards of other processes are copied as far as they are committed, local tars that were adopted are
+copied, and what is the publisher's own business (where its bytes lie, adopted folders) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader import adopted, store
+from deeplake_loader.blobs import place_of
+from deeplake_loader.care.contents import COLUMNS, FileRow, hash_file, opened
+from deeplake_loader.driver_errors import translate_error
+from deeplake_loader.errors import CorruptionError, InputError, LockedError, NotFoundError
+from deeplake_loader.merging import retention
+from deeplake_loader.progress import progress_bar
+from deeplake_loader.shard_file import sidecar_path, write_sidecar
+from deeplake_loader.storage.objects import Objects, open_folder
+from deeplake_loader.storage.published import FOLDER, Pointer, read_pointer
+from deeplake_loader.store import POINTER
+from deeplake_loader.tar import END
+
+if TYPE_CHECKING:
+    from deeplake_loader.catalog import Catalog
+
+_ATTEMPTS = 5
+_STEP = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What `publish` made: ``url`` to give to `connect`, ``version`` from 1, id of the ``commit`` it shows, how many
+    ``files`` it names, how many of them were ``copied`` now, and the ``nbytes`` written."""
+
+    url: str
+    version: int
+    commit: str
+    files: int
+    copied: int
+    nbytes: int
+
+
+def publish(catalog: Catalog, url: str | None, options: Mapping[str, Any] | None, *, progress: bool) -> Publication:
+    """See `verbs.CareVerbs.publish`."""
+    if catalog.dialect != "sqlite":
+        raise InputError(
+            "a store whose catalog is in PostgreSQL cannot be published: its snapshot would be a SQLite file, which "
+            "has other types; give readers a role of the database, or db.export the rows"
+        )
+    own = retention.objects_of(catalog)
+    target = own if url is None else open_folder(os.fspath(url), options=options)
+    target = own if target.url == own.url else target
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "snapshot.sqlite")
+        with catalog.snapshot():
+            commit = catalog.fetchone("SELECT id FROM _dl_commits ORDER BY seq DESC LIMIT 1")
+            _copy_catalog(catalog, path)
+        put = _Placing(catalog, own, target)
+        put.place(path, progress=progress)
+        digest = _seal(path)
+        snapshot = f"{FOLDER}/{store.unique_name()}.sqlite"
+        target.upload(snapshot, path)
+        size = os.path.getsize(path)
+    target.write(f"{snapshot.rpartition('.')[0]}.json", json.dumps({"files": put.names}).encode())
+    version = _point(target, snapshot, size, digest, "" if commit is None else str(commit[0]))
+    return Publication(target.url, version, commit[0] if commit else "", len(put.names), put.copied, put.nbytes + size)
+
+
+def _copy_catalog(catalog: Catalog, path: str) -> None:
+    """The database as this snapshot sees it."""
+    try:
+        with closing(sqlite3.connect(path)) as copy:
+            catalog.connection.backup(copy)
+    except sqlite3.Error as error:
+        raise translate_error(error) from error
+
+
+def _seal(path: str) -> str:
+    """Makes the snapshot one file without what is the publisher's own business; gives its sha256."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        roots = copy.execute("SELECT value FROM _dl_meta WHERE key = ?", (adopted.ROOTS,)).fetchone()
+        kept = [root for root in json.loads(roots[0]) if not root.startswith("file:")] if roots else []
+        copy.execute("UPDATE _dl_meta SET value = ? WHERE key = ?", (json.dumps(kept), adopted.ROOTS))
+        copy.execute("DELETE FROM _dl_meta WHERE key = 'storage'")
+        copy.execute("DELETE FROM _dl_sources WHERE url LIKE '/%' OR url LIKE 'file:%'")
+        copy.execute("PRAGMA journal_mode = DELETE").fetchone()
+        copy.execute("VACUUM")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return hash_file(fd, os.fstat(fd).st_size, path)
+    finally:
+        os.close(fd)
+
+
+class _Placing:
+    """Puts below the target what a snapshot names, and makes the snapshot name what lies there."""
+
+    def __init__(self, catalog: Catalog, own: Objects, target: Objects) -> None:
+        self._catalog, self._own, self._target = catalog, own, target
+        self._there = {
+            found.name: found.size for top in (store.SHARDS, store.VECTORS) for found in target.list(f"{top}/")
+        }
+        self.names: list[str] = []
+        self.copied = self.nbytes = 0
+
+    def place(self, path: str, *, progress: bool) -> None:
+        """Every file that the snapshot at ``path`` names."""
+        with closing(sqlite3.connect(path, isolation_level=None)) as snapshot:
+            rows = [FileRow(*row) for row in snapshot.execute(f"SELECT {COLUMNS} FROM _dl_files ORDER BY id")]
+            with progress_bar(sum(row.size for row in rows), progress, unit="B", description="publish") as bar:
+                for row in rows:
+                    changes = self._place(row, snapshot)
+                    for column, value in changes.items():
+                        snapshot.execute(f"UPDATE _dl_files SET {column} = ? WHERE id = ?", (value, row.id))
+                    bar(row.size)
+
+    def _place(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+        """What the snapshot's row of a file has to say instead."""
+        if adopted.is_adopted(row.url):
+            return self._place_adopted(row, snapshot) if row.url.startswith("file:") else {}
+        if row.state == "sealed":
+            self._take(row.name)
+            if row.kind == "shard":
+                self._take(sidecar_path(row.name), lacking=True)
+            return {}
+        if row.kind == "shard" and row.size and self._catalog.root.storage is None:
+            return self._place_open(row, snapshot)
+        return {}
+
+    def _take(self, name: str, *, lacking: bool = False) -> None:
+        """Copies one of the store's own files as it is, unless it is there; one may be ``lacking`` that can be made
+        anew."""
+        if name not in self.names:
+            self.names.append(name)
+            if self._target is not self._own:
+                try:
+                    with opened(self._catalog, name) as (fd, size):
+                        self._send(name, fd, size)
+                except NotFoundError:
+                    if not lacking:
+                        raise
+
+    def _place_open(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+        """A shard that a process holds open: its committed part, as a sealed one."""
+        name = f"{row.name.rpartition('/')[0]}/{store.unique_name()}.tar"
+        with tempfile.NamedTemporaryFile() as file:
+            with opened(self._catalog, row.url) as (fd, _):
+                _copy(fd, row.size, file.fileno(), row.url)
+            store.write_at(file.fileno(), [END], row.size, file.name)
+            return self._sent(row, name, file.name, snapshot)
+
+    def _place_adopted(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+        """A tar of this machine's: a copy below the target."""
+        path = place_of(row.url, self._catalog)
+        part = hashlib.sha256(f"{path} {row.id} {row.size}".encode()).hexdigest()[:20]
+        name = f"{store.SHARDS}/{store.encode_name(row.table)}/adopted-{part}.tar"
+        with store.file_errors("look at", path):
+            size = os.path.getsize(path)
+        if size != row.size:
+            raise CorruptionError(f"{path} has {size} bytes, {row.size} when it was adopted; put the original back")
+        return self._sent(row, name, path, snapshot)
+
+    def _sent(self, row: FileRow, name: str, path: str, snapshot: sqlite3.Connection) -> dict[str, object]:
+        """Puts a shard there under a new name, with a sidecar."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            self.names += [name, sidecar_path(name)]
+            self._send(name, fd, size)
+            digest = hash_file(fd, size, path)
+        finally:
+            os.close(fd)
+        facts = {"format": "1", "table": row.table, "shard": os.path.basename(name), "sha256": digest}
+        members = snapshot.execute(
+            'SELECT ordinal, key, column_name, extension, "offset", length, checks, info FROM _dl_members '
+            'WHERE file = ? AND "offset" IS NOT NULL ORDER BY "offset"',
+            (row.id,),
+        ).fetchall()
+        with tempfile.TemporaryDirectory() as folder:
+            write_sidecar(os.path.join(folder, "shard.tar"), members, facts)
+            with open(os.path.join(folder, "shard.idx"), "rb") as file:
+                self._target.write(sidecar_path(name), file.read(), exclusive=False)
+        return {"url": name, "state": "sealed", "size": size - len(END), "sha256": digest}
+
+    def _send(self, name: str, fd: int, size: int) -> None:
+        if self._there.get(name) == size:
+            return
+        with tempfile.NamedTemporaryFile() as file:  # what is uploaded is what was read, whatever happens to the file
+            _copy(fd, size, file.fileno(), name)
+            self._target.upload(name, file.name)
+        self.copied, self.nbytes = self.copied + 1, self.nbytes + size
+        self._there[name] = size
+
+
+def _copy(source: int, size: int, target: int, where: str) -> None:
+    for start in range(0, size, _STEP):
+        store.write_at(target, [store.read_at(source, start, min(_STEP, size - start), where)], start, where)
+
+
+def _point(target: Objects, snapshot: str, size: int, digest: str, commit: str) -> int:
+    """Makes the pointer name the snapshot; the version that it is."""
+    for _ in range(_ATTEMPTS):
+        old, tag = read_pointer(target)
+        version = 1 if old is None else old.version + 1
+        pointer = Pointer(version, snapshot, size, digest, commit)
+        if target.replace(POINTER, pointer.to_json(), tag):
+            return version
+    raise LockedError(f"{target.url}/{POINTER} was replaced by others {_ATTEMPTS} times meanwhile; publish again")
+
+
+# -- what gc keeps -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Of the versions published beside a store's own files: the ``kept`` files of those that may be read, and the
+    ``stale`` objects, with their bytes, of those that were replaced long enough ago."""
+
+    kept: list[str]
+    stale: dict[str, int]
+
+
+def versions(catalog: Catalog, older_than_s: float) -> Versions:
+    """What was published beside the store's own files."""
+    objects = retention.objects_of(catalog)
+    limit = time.time() - retention.period(older_than_s, "older_than_s").total_seconds()
+    found = {stored.name: stored for stored in objects.list(f"{FOLDER}/")}
+    manifests = sorted((s for name, s in found.items() if name.endswith(".json")), key=lambda s: (s.modified, s.name))
+    pointer = read_pointer(objects)[0] if found else None
+    current = "" if pointer is None else pointer.snapshot.rpartition(".")[0]
+    kept: list[str] = []
+    live = {current}
+    for stored, successor in zip(manifests, [*manifests[1:], None], strict=True):
+        stem = stored.name.rpartition(".")[0]
+        if stem == current or (successor or stored).modified > limit:
+            live.add(stem)
+            kept += _files(objects.read(stored.name), stored.name)
+    stale = {n: s.size for n, s in found.items() if n.rpartition(".")[0] not in live and s.modified <= limit}
+    return Versions(kept, stale)
+
+
+def _files(manifest: bytes, name: str) -> Sequence[str]:
+    try:
+        return [str(file) for file in json.loads(manifest)["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{name} is no list of published files; publish again, then remove it") from error
