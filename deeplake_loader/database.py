@@ -74,10 +74,11 @@ def connect(
     (in a folder) vectors lie.
 
     Args:
-        url: where the catalog is: a folder's path, or ``deeplake://org/name`` for the folder ``$DEEPLAKE_HOME/org/name``
-            (default ``~/.deeplake``), or ``postgresql://user:password@host/database`` for a catalog that a team shares
-            (``?schema=team`` puts main into another schema than ``public``). A url or folder that `Database.publish`
-            was given (``https://``, ``s3://`` and so on) opens what was published there, read-only.
+        url: where the catalog is: a folder's path, or ``deeplake://org/name`` for the folder
+            ``$DEEPLAKE_HOME/org/name`` (default ``~/.deeplake``), or ``postgresql://user:password@host/database`` for
+            a catalog that a team shares (``?schema=team`` puts main into another schema than ``public``). A url or
+            folder that `Database.publish` was given (``https://``, ``s3://`` and so on) opens what was published there,
+            read-only.
         storage: where shards and vectors lie: ``s3://bucket/prefix`` (or gs://, az:// or any url that fsspec reaches),
             or a folder. Given when a store is made, and remembered; a store in a folder keeps them there by default,
             one at a ``postgresql://`` URL needs it.
@@ -251,7 +252,7 @@ class Database(
     - data in and out: `ingest`, `export`; other tools: `engine`
     - videos: `transcode`, `clips`; samples that streams leave out: `quarantine`, `quarantined`, `release`
     - object storage: `prewarm`, `stats`
-    - care: `info`, `statistics`, `verify`, `optimize`, `gc`, `close`
+    - care: `info`, `statistics`, `verify`, `optimize`, `gc`, `close`; a version for everybody: `publish`
 
     >>> with connect("./video-pipeline") as db:                                     # doctest: +SKIP
     ...     db.execute("SELECT count(*) FROM generations").scalar()
