@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import adopted, store
@@ -246,7 +247,7 @@ def versions(catalog: Catalog, older_than_s: float) -> Versions:
     current = "" if pointer is None else pointer.snapshot.rpartition(".")[0]
     kept: list[str] = []
     live = {current}
-    for stored, successor in zip(manifests, [*manifests[1:], None], strict=True):
+    for stored, successor in zip_longest(manifests, manifests[1:]):
         stem = stored.name.rpartition(".")[0]
         if stem == current or (successor or stored).modified > limit:
             live.add(stem)
