@@ -18,32 +18,37 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.types import Table
 
-_SUFFIX = "_files"
+_SUFFIX, _OTHER = "_files", "~"
+_MAX_BYTES = 63 - len(_SUFFIX + _OTHER)
+"""Of a table's name: PostgreSQL cuts names at 63 bytes without a word. A table with a longer one has no such view."""
 
 
-def drop(catalog: Catalog, table: str) -> None:
-    """Take the view away, before its table changes."""
-    for name in _names(table):
-        catalog.execute(f"DROP VIEW IF EXISTS {name}")
-
-
-def create(catalog: Catalog, table: Table) -> None:
-    """Make the view of a table with blobs; where a table has its name, ``<table>_files~`` takes its place."""
-    if not table.blobs:
+def drop(catalog: Catalog, table: str, *, within: str = "") -> None:
+    """Take the view away, before its table changes; ``within`` is main's schema as SQL names it, with its point."""
+    if not _fits(table):
         return
-    plain, other = _names(table.name)
-    name = plain if catalog.table(table.name + _SUFFIX) is None else other
-    catalog.execute(f"CREATE VIEW {name} AS {select(table)}")
+    for name in (table + _SUFFIX, table + _SUFFIX + _OTHER):
+        if catalog.table(name) is None:
+            catalog.execute(f"DROP VIEW IF EXISTS {within}{quote_identifier(name)}")
 
 
-def make_way(catalog: Catalog, name: str) -> None:
+def create(catalog: Catalog, table: Table, *, within: str = "") -> str | None:
+    """The name of the view, made for a table with blobs; where a table has that name, ``<table>_files~``."""
+    if not table.blobs or not _fits(table.name):
+        return None
+    name = table.name + _SUFFIX
+    name += "" if catalog.table(name) is None else _OTHER
+    catalog.execute(f"CREATE VIEW {within}{quote_identifier(name)} AS {select(table)}")
+    return name
+
+
+def make_way(catalog: Catalog, name: str, *, within: str = "") -> None:
     """Before a table of this name is made: the view that has it takes its other name."""
     owner = catalog.table(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
-    if owner is not None:
-        plain, other = _names(owner.name)
-        catalog.execute(f"DROP VIEW IF EXISTS {plain}")
-        if owner.blobs:
-            catalog.execute(f"CREATE VIEW {other} AS {select(owner)}")
+    if owner is None or not owner.blobs or not _fits(owner.name):
+        return
+    drop(catalog, owner.name, within=within)
+    catalog.execute(f"CREATE VIEW {within}{quote_identifier(owner.name + _SUFFIX + _OTHER)} AS {select(owner)}")
 
 
 def select(table: Table) -> str:
@@ -63,6 +68,5 @@ def _of_column(table: Table, column: str) -> str:
     )
 
 
-def _names(table: str) -> tuple[str, str]:
-    name = table + _SUFFIX
-    return quote_identifier(name), quote_identifier(name + "~")
+def _fits(table: str) -> bool:
+    return len(table.encode()) <= _MAX_BYTES

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from deeplake_loader import file_views
 from deeplake_loader.errors import InputError, SQLError, UnsupportedSQLError
 from deeplake_loader.postgres.declarations import Declared, alter_table, create_table
 from deeplake_loader.postgres.names import check_identifier
@@ -93,10 +94,13 @@ class PostgresSchema:
             message = f"there is already a table {known.name!r}; names must differ in more than case"
             raise SQLError(message, sql=reading.sql)
         declared = create_table(reading, name, pgvector=self.pgvector)
+        file_views.make_way(self._catalog, name, within=self._main)
         self._run(declared, reading)
         self._loosen_references(name)
-        self._catalog.put_table(self.introspect(name, declared.apart), reading.sql)
+        made = self.introspect(name, declared.apart)
+        self._catalog.put_table(made, reading.sql)
         self._history.install(name)
+        self._show_files(made)
 
     def _drop_table(self, plan: Plan, reading: Reading) -> None:
         table = self._known(plan)
@@ -105,6 +109,7 @@ class PostgresSchema:
             return
         self._history.refuse_loss(table.name, "true", f"the rows of {table.name!r}", "drop the table")
         self._history.drop(table.name)
+        file_views.drop(self._catalog, table.name, within=self._main)
         self._as_written(plan, reading)
         self._catalog.drop_table(table.name)
 
@@ -117,6 +122,7 @@ class PostgresSchema:
         declared = alter_table(reading, pgvector=self.pgvector)
         self._refuse_lost_columns(table, reading)
         self._history.aside(table.name)
+        file_views.drop(self._catalog, table.name, within=self._main)
         self._run(declared, reading)
         if self._catalog.fetchone("SELECT to_regclass(?)", (self._qualified(table.name),))[0] is None:
             raise UnsupportedSQLError(
@@ -130,6 +136,14 @@ class PostgresSchema:
         after = self.introspect(table.name, {**apart, **declared.apart})
         self._catalog.put_table(after, reading.sql)
         self._history.rebuild(table.name)
+        self._show_files(after)
+
+    def _show_files(self, table: Table) -> None:
+        """The view of a table's places, for those who may read the table."""
+        view = file_views.create(self._catalog, table, within=self._main)
+        if view is not None:
+            names = self._qualified(table.name), self._qualified(view)
+            self._catalog.execute(self._catalog.fetchone("SELECT _dl_grants(?::regclass, ?)", names)[0])
 
     def _refuse_lost_columns(self, table: Table, reading: Reading) -> None:
         words = [(t.kind, t.text) for t in reading.tokens]
@@ -209,8 +223,12 @@ class PostgresSchema:
     def _renames(before: dict[int, str], after: dict[int, str]) -> dict[str, str]:
         return {name: after[number] for number, name in before.items() if number in after and after[number] != name}
 
+    @property
+    def _main(self) -> str:
+        return quote_identifier(self._catalog.address.schema) + "."
+
     def _qualified(self, table: str) -> str:
-        return f"{quote_identifier(self._catalog.address.schema)}.{quote_identifier(table)}"
+        return self._main + quote_identifier(table)
 
 
 def _without_concurrently(reading: Reading) -> str:
