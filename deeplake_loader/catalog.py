@@ -356,6 +356,8 @@ class Catalog(ABC):
         """The transaction's clock: UTC text, the same for every call in one transaction or snapshot."""
         if self._transaction is not None:
             return self._transaction.clock
+        if self._snapshots and self._snapshot_clock is None:
+            self._snapshot_clock = utc_now()
         return self._snapshot_clock or utc_now()
 
     @contextmanager

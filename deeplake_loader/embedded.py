@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deeplake_loader import history
 from deeplake_loader.catalog import Catalog, weakly
-from deeplake_loader.errors import InputError, SQLError
+from deeplake_loader.errors import DeeplakeError, InputError, LockedError, SQLError, StoreError
 from deeplake_loader.indexes import Indexes
 from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.parts import Parts
@@ -28,8 +29,9 @@ from deeplake_loader.search.statements import Statements
 from deeplake_loader.shards import Shards
 from deeplake_loader.sql import compile_statement, compile_stream, shims
 from deeplake_loader.sql.plan import Plan
+from deeplake_loader.sqlite_catalog import SqliteCatalog
 from deeplake_loader.states import SqliteHistory
-from deeplake_loader.types import Table, quote_identifier
+from deeplake_loader.types import ColumnType, Table, quote_identifier
 from deeplake_loader.vectors import Vectors
 from deeplake_loader.views import Views
 from deeplake_loader.writing import Bound, Validate, Writer
@@ -44,6 +46,8 @@ T = TypeVar("T")
 
 def assemble(catalog: Catalog, source: Source) -> Parts:
     """The parts of the handle ``source`` on a store whose catalog is a SQLite file."""
+    if not isinstance(catalog, SqliteCatalog):
+        raise StoreError(f"{catalog!r} is no catalog in a SQLite file")
     catalog.history = SqliteHistory(catalog)
     shards, vectors = Shards(catalog), Vectors(catalog)
     indexes, views = Indexes(catalog, vectors), Views(catalog)
@@ -62,17 +66,29 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A SELECT that was run on main: its plan, the plans' state then, its columns, and what its records are."""
+
+    plan: Plan
+    state: int
+    names: tuple[str, ...]
+    types: tuple[ColumnType | None, ...]
+    make: type[tuple[Any, ...]]
+
+
 class EmbeddedRunner:
     """Runs statements of the PostgreSQL language in SQLite."""
 
     def __init__(
-        self, catalog: Catalog, source: Source, vectors: Vectors, indexes: Indexes, views: Views,
+        self, catalog: SqliteCatalog, source: Source, vectors: Vectors, indexes: Indexes, views: Views,
         overlays: BranchWriter, references: References, writer: Writer, statements: Statements,
     ) -> None:  # fmt: skip
         self._catalog, self._source, self._vectors, self._indexes = catalog, source, vectors, indexes
         self._views, self._overlays, self._references = views, overlays, references
         self._writer, self._statements = writer, statements
         self._schema, self._plans = Schema(catalog, views, indexes), Plans(catalog)
+        self._reads: dict[str, _Read] = {}
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -92,10 +108,42 @@ class EmbeddedRunner:
     # -- statements ------------------------------------------------------------------------------------------------
 
     def execute(self, sql: str, params: object) -> RowSet:
+        known = self._reads.get(sql) if isinstance(sql, str) and self._views.on_main else None
+        found = None if known is None else self._read(known, params)
+        return self._execute(sql, params) if found is None else found
+
+    def _read(self, known: _Read, params: object) -> RowSet | None:
+        """The rows of a SELECT that was run before; None where the long way has to be gone.
+
+        Errors included: a plan that the schema has overtaken may make them, and the long way finds their causes.
+        """
+        plan = known.plan
+        if known.state != self._plans.state:
+            return None
+        try:
+            values = self._writer.bind(plan, params).values if plan.binds or params else ()
+            records = self._catalog.read(plan.sql, values, known.make, schema=self._plans.version)
+        except LockedError:
+            raise
+        except DeeplakeError:
+            return None
+        return None if records is None else RowSet(known.names, known.types, records, source=self._source)
+
+    def _remember(self, sql: str, plan: Plan, rows: RowSet) -> None:
+        if plan.fast is not None or not self._views.on_main:
+            return
+        if len(self._reads) >= 1_000:
+            self._reads.clear()
+        self._reads[sql] = _Read(plan, self._plans.state, rows.names, rows.types, rows.record_class())
+
+    def _execute(self, sql: str, params: object) -> RowSet:
         kind = self.plan(sql).kind  # and planned again under the lock: until then another process may ALTER the table
         if kind == "select":
             with self._catalog.snapshot():
-                return self.select(self.plan(sql), params, sql)
+                plan = self.plan(sql)
+                rows = self.select(plan, params, sql)
+                self._remember(sql, plan, rows)
+                return rows
         if kind in ("insert", "update", "delete"):
             return self._modify(sql, params)
         with self._catalog.transaction():

@@ -18,10 +18,14 @@ Compile = Callable[[str, Mapping[str, Table]], Plan]
 
 
 class Plans(Participant):
-    """The plans of one handle by text and schema number; a rolled-back number comes back for another schema."""
+    """The plans of one handle by text and schema number; a rolled-back number comes back for another schema.
+
+    ``state`` changes whenever plans that were given do not count any more; ``version`` is the schema's number in it.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog, self._known = catalog, dict[tuple[str, int], Plan]()
+        self._catalog, self._known, self.version = catalog, dict[tuple[str, int], Plan](), -1
+        self.state = 0
         catalog.participants.append(self)
 
     def get(self, key: str, sql: str, compile_: Compile) -> Plan:
@@ -32,6 +36,8 @@ class Plans(Participant):
         if not isinstance(sql, str):
             raise InputError(f"a statement is a str, got {type(sql).__name__}")
         version = self._catalog.schema_version()
+        if version != self.version:
+            self.version, self.state = version, self.state + 1
         plan = self._known.get((key, version))
         if plan is None:
             stored = self._catalog.plan(key)
@@ -44,11 +50,15 @@ class Plans(Participant):
             self._known[key, version] = plan
         return plan
 
-    def rollback_to(self, _token: object) -> None:
+    def _forget(self) -> None:
         self._known.clear()
+        self.version, self.state = -1, self.state + 1
+
+    def rollback_to(self, _token: object) -> None:
+        self._forget()
 
     def rolled_back(self) -> None:
-        self._known.clear()
+        self._forget()
 
     def forked(self) -> None:
-        self._known.clear()
+        self._forget()

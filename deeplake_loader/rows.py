@@ -6,10 +6,12 @@ Python values when it is looked at, and a handle asks the `Source` that made it 
 
 from __future__ import annotations
 
+import gc
 import json
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 from deeplake_loader import scalars
@@ -158,6 +160,14 @@ class StoredBlobs(Sequence["Blob | None"]):
         return self._addresses if self._source is source and self.type == kind else None
 
 
+def all_stored(rows: object, blobs: Iterable[str]) -> bool:
+    """Whether rows to be inserted come as columns and bring no blob of these columns that is not stored already."""
+    return isinstance(rows, Mapping) and all(isinstance(rows.get(name, _NONE), StoredBlobs) for name in blobs)
+
+
+_NONE = StoredBlobs(cast("Source", None), ColumnType("BLOB"), ())  # what a column that is not given brings
+
+
 class Vector(_Handle):
     """A stored vector, read when it is asked for; where the database itself holds vectors, the handle has its numbers
     already. numpy takes it for an array."""
@@ -252,6 +262,24 @@ def row_class(names: tuple[str, ...]) -> type[Row]:
     return type("Row", (Row,), {"_fields": names, "__slots__": (), **getters})
 
 
+def rows_of(make: Callable[[Any], Any], records: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What ``make``, the class of some rows, makes of records.
+
+    The collector waits meanwhile: it would look at the new rows again and again, which takes as long as to make them,
+    and nothing else runs that could leave garbage.
+    """
+    if len(records) < _FEW or not gc.isenabled():
+        return list(map(make, records))
+    gc.disable()
+    try:
+        return list(map(make, records))
+    finally:
+        gc.enable()
+
+
+_FEW = 100
+
+
 def _getter(i: int) -> Callable[[Row], Any]:
     return lambda row: tuple.__getitem__(row, i)
 
@@ -278,7 +306,9 @@ class RowSet(Sequence[Row]):
         decoded: bool = False,
         answer: Answer | None = None,
     ) -> None:
-        visible = sum(not n.startswith(KEY_PREFIX) for n in names)
+        visible = len(names)
+        while visible and names[visible - 1].startswith(KEY_PREFIX):
+            visible -= 1
         self.names, self.types = tuple(names[:visible]), tuple(types[:visible])
         self._count = len(records) if answer is None else answer.count
         self.rowcount = self._count if rowcount is None else rowcount
@@ -286,7 +316,13 @@ class RowSet(Sequence[Row]):
         self._held, self._source, self._width, self._position = records, source, len(names), 0
         self._answer = answer
         self._decoded = decoded
-        self._decoders = tuple(_decoder(kind, source, decoded) for kind in self.types)
+        self._made_decoders: tuple[Callable[[Any], Any] | None, ...] | None = None
+
+    @property
+    def _decoders(self) -> tuple[Callable[[Any], Any] | None, ...]:
+        if self._made_decoders is None:
+            self._made_decoders = tuple(_decoder(kind, self._source, self._decoded) for kind in self.types)
+        return self._made_decoders
 
     @property
     def _records(self) -> list[tuple[Any, ...]]:
@@ -298,6 +334,10 @@ class RowSet(Sequence[Row]):
     def decoded(self) -> bool:
         """Whether the records hold Python's values and the numbers of vectors."""
         return self._decoded
+
+    def record_class(self) -> type[tuple[Any, ...]]:
+        """What records of these columns may be when they come: the rows themselves, or plain tuples."""
+        return tuple if len(self.names) != self._width or any(self._decoders) else row_class(self.names)
 
     def keys(self) -> tuple[str, ...]:
         """The column names, in order."""
@@ -312,20 +352,25 @@ class RowSet(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         records = self._records[index]
-        return list(self._rows(records)) if isinstance(records, list) else next(self._rows([records]))
+        return self._rows(records) if isinstance(records, list) else self._rows([records])[0]
 
     def __iter__(self) -> Iterator[Row]:
-        return self._rows(self._records)
+        records = self._records
+        return (row for start in range(0, len(records), _STEP) for row in self._rows(records[start : start + _STEP]))
 
-    def _rows(self, records: list[tuple[Any, ...]]) -> Iterator[Row]:
-        make, decoders, width = row_class(self.names), self._decoders, len(self.names)
+    def _rows(self, records: list[Any]) -> list[Row]:
+        """The rows of a list of records, which may be that list."""
+        make, width = row_class(self.names), len(self.names)
+        if records and type(records[0]) is make:
+            return records
         if width != self._width:
             records = [r[:width] for r in records]
+        decoders = self._decoders
         if not any(decoders):
-            return iter(records) if records and type(records[0]) is make else map(make, records)  # type: ignore[arg-type]
-        return (
+            return rows_of(make, records)
+        return [
             make([v if d is None or v is None else d(v) for v, d in zip(r, decoders, strict=True)]) for r in records
-        )
+        ]
 
     def fetchone(self) -> Row | None:
         """The next row that no fetch has returned yet, or None at the end."""
@@ -354,7 +399,10 @@ class RowSet(Sequence[Row]):
 
     def raw(self, i: int) -> list[Any]:
         """Column i as SQL holds it: numbers, text, addresses; None for NULL."""
-        return list(map(operator.itemgetter(i), self._records))
+        records = self._records
+        if records and type(records[0]) is not tuple:  # rows, whose items are looked up in Python
+            return list(map(tuple.__getitem__, records, repeat(i)))
+        return list(map(operator.itemgetter(i), records))
 
     def column(self, i: int) -> np.ndarray | list[Any]:
         """Column i for a loader: int64 addresses (0 for NULL) of vectors and blobs, else a list of Python values."""
@@ -482,7 +530,8 @@ class RowSet(Sequence[Row]):
         return f"<RowSet: {len(self)} rows of {', '.join(self.names)}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"names": self._all_names(), "types": self.types, "records": self._records, "rowcount": self.rowcount,
+        records = list(map(tuple, self._records))  # rows would bring their names
+        return {"names": self._all_names(), "types": self.types, "records": records, "rowcount": self.rowcount,
                 "decoded": self._decoded}  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -521,6 +570,8 @@ def _held_vectors(values: list[bytes | None], kind: ColumnType) -> pa.Array:
     missing = np.array([v is None for v in values], np.bool_)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(kind.dtype)), kind.dimension, mask=pa.array(missing))
 
+
+_STEP = 1_000  # rows made at once while somebody goes through them
 
 _STORED_PLAINLY = ("BOOLEAN", "TIMESTAMP", "TIMESTAMPTZ", "DATE")
 """Types whose text or number in SQL Arrow reads by itself, five times as fast as by way of Python's objects."""

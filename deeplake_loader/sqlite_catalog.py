@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,11 @@ from deeplake_loader import catalog as shared
 from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_timeout, weakly
 from deeplake_loader.driver_errors import DRIVER_ERRORS, translate_error
 from deeplake_loader.errors import SQLError
+from deeplake_loader.rows import rows_of
 from deeplake_loader.storage import Access, open_root
+
+_CHUNK = 256
+"""Rows per step out of SQL, whose tuples Python makes again out of those of the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class SqliteCatalog(Catalog):
         self._keep_temporary = False
         self._checked = False
         self._refusal: str | None = None
+        self._questions = 0
 
     @classmethod
     def open(
@@ -125,6 +130,7 @@ class SqliteCatalog(Catalog):
     def _authorize(
         self, action: int, first: str | None, second: str | None, _schema: str | None, within: str | None
     ) -> int:
+        self._questions += 1
         refusal = authorizer.refusal(action, first, second, within) if self._checked else None
         if refusal is None:
             return sqlite3.SQLITE_OK
@@ -149,6 +155,28 @@ class SqliteCatalog(Catalog):
                 return self._run(sql, params, user_sql).fetchall()
             except DRIVER_ERRORS as error:
                 raise translate_error(error, user_sql or sql) from error
+
+    def read(self, sql: str, params: Parameters, make: Callable[[Any], Any], *, schema: int) -> list[Any] | None:
+        """The rows of one SELECT of the user's, each as ``make`` gives it: one statement is a snapshot by itself.
+
+        None where a snapshot is open already, or the schema is not number ``schema`` any more. SQLite compiles a
+        prepared statement again once the schema has changed, and asks the authorizer whenever it compiles; so the
+        number, which costs as much as a small query, is looked at only after a question.
+        """
+        with self._lock:
+            if self._snapshots:
+                return None
+            before, self._snapshots = self._questions, 1  # NOW() is one value
+            try:
+                cursor = self._run(sql, params, sql)
+                rows = rows_of(make, cursor.fetchmany(_CHUNK))
+                while len(rows) % _CHUNK == 0 and (more := cursor.fetchmany(_CHUNK)):
+                    rows += rows_of(make, more)
+            except DRIVER_ERRORS as error:
+                raise translate_error(error, sql) from error
+            finally:
+                self._snapshots, self._snapshot_clock = 0, None
+            return rows if self._questions == before or self.schema_version() == schema else None
 
     def chunks(
         self, sql: str, params: Parameters = (), *, size: int, user_sql: str | None = None
