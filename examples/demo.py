@@ -245,6 +245,18 @@ def train(db: deeplake.Database, steps: int) -> tuple[list[float], float, int]:
     return losses, time.perf_counter() - started, samples
 
 
+def out_and_in(db: deeplake.Database, folder: Path) -> None:
+    """Clips out as tars that webdataset reads, and back in as a table over those very files."""
+    query = """SELECT id AS key, frames AS mp4, prompt, steps FROM generations
+               WHERE frames IS NOT NULL AND steps >= 30 ORDER BY id LIMIT 100"""
+    exported = db.export(query, to=folder)
+    print(f"   out: {exported.rows} rows, {exported.nbytes / 1e6:.1f} MB in {len(exported.files)} tars in {folder}")
+    started = time.perf_counter()
+    report = db.ingest("adopted", folder / "*.tar", on_error="skip")
+    milliseconds = (time.perf_counter() - started) * 1e3
+    print(f"   in: {report.added} rows indexed where they lie, in {milliseconds:.0f} ms; {len(report.skipped)} skipped")
+
+
 def contact_sheet(rows: deeplake.RowSet, path: Path) -> None:
     """A PNG with one row per hit: six frames of the clip (or the picture) and the prompt below."""
     width, height, caption = 160, 120, 18
@@ -317,7 +329,13 @@ def main() -> None:
     else:
         print("   no clip to train on")
 
-    print("5. look at it")
+    print("5. take it out and in again")
+    if losses:
+        out_and_in(db, options.store / "exported")
+    else:
+        print("   no clip to export")
+
+    print("6. look at it")
     sheet = options.store / "hits.png"
     if hits:
         contact_sheet(hits, sheet)
@@ -327,7 +345,11 @@ def main() -> None:
     print(f"     sqlite3 {options.store}/catalog.sqlite 'SELECT prompt, steps FROM generations LIMIT 5'")
     for shard in list(options.store.glob("shards/generations/*.tar"))[:1]:
         print(f"     tar -tf {shard} | head")
-    print(f"     {sys.executable} examples/look.py {options.store} 'SELECT * FROM generations LIMIT 3'")
+    print("   and from the command line:")
+    command = Path(sys.executable).parent / "deeplake-loader"
+    print(f"     {command} --store {options.store} info")
+    print(f"     {command} --store {options.store} head generations -n 3")
+    print(f"     {command} --store {options.store} show generations -n 4 --frames 4")
     print(f"done in {time.perf_counter() - began:.0f} s")
     db.close()
 
