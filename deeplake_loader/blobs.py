@@ -188,13 +188,13 @@ class BlobReader:
             back = back.reshape(-1)
         file = np.full(len(wanted), -1, np.int32)
         table = np.full((3, len(wanted)), -1, np.int64)
-        paths: list[str] = []
+        paths: dict[str, int] = {}  # several files may have become one
         for number, ordinals, chosen in _by_file(wanted):
             url, table[:, chosen] = self._places(number, ordinals)
-            file[chosen] = len(paths)
-            paths.append(self._path(url))
-            if "://" in paths[-1]:
-                self._learn(number, paths[-1])
+            path = self._path(url)
+            if "://" in path and path not in paths:
+                self._learn(number, path)
+            file[chosen] = paths.setdefault(path, len(paths))
         offset, length, check = table
         length[wanted == 0] = 0
         return Extents(tuple(paths), file[back], offset[back], length[back], check[back], addresses)
@@ -290,7 +290,8 @@ class BlobReader:
         if row is None:
             raise NotFoundError(f"no blob has the address {address}; addresses come from blob columns of this store")
         url, key, column, offset, length, checks, info, resting = row
-        place = Location(url, key, column, -1 if offset is None else offset, length)
+        name = url if adopted.is_adopted(url) else store.object_of(url)
+        place = Location(name, key, column, -1 if offset is None else offset, length)
         if offset is None and resting is None:
             raise CorruptionError(f"{place}: its bytes are not in the catalog; restore the catalog from a copy")
         return Found(place, checks, info, resting)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from deeplake_loader import adopted, store
 from deeplake_loader.errors import InputError, NotFoundError
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, Column, Table, quote_identifier
 
@@ -312,17 +313,25 @@ def _column(table: Table, name: str) -> Column:
 
 
 def _files_by_table(catalog: Catalog) -> dict[str, int]:
-    rows = catalog.fetchall("SELECT table_name, sum(size + resting) FROM _dl_files GROUP BY table_name")
-    return {name: int(size) for name, size in rows if name is not None}
+    sizes: dict[str, int] = {}
+    for table, size in _objects(catalog.fetchall("SELECT url, table_name, size + resting FROM _dl_files")).values():
+        if table is not None:
+            sizes[table] = sizes.get(table, 0) + int(size)
+    return sizes
 
 
 def _files(catalog: Catalog, kind: str) -> Files:
-    row = catalog.fetchone(
-        "SELECT count(*), coalesce(sum(CASE WHEN state = 'open' THEN 1 ELSE 0 END), 0), coalesce(sum(count), 0), "
-        "coalesce(sum(size), 0), coalesce(sum(resting), 0) FROM _dl_files WHERE kind = ?",
-        (kind,),
-    )
-    return Files(*map(int, row))
+    rows = catalog.fetchall("SELECT url, state, count, size, resting FROM _dl_files WHERE kind = ?", (kind,))
+    found = _objects([(url, state, size) for url, state, _, size, _ in rows]).values()
+    return Files(
+        len(found), sum(state == "open" for state, _ in found), sum(count for *_, count, _, _ in rows),
+        sum(size for _, size in found), sum(resting for *_, resting in rows),
+    )  # fmt: skip
+
+
+def _objects(rows: Iterable[Any]) -> dict[str, Any]:
+    """The rows by the file that each names first, one for each: several rows may name parts of one."""
+    return {url if adopted.is_adopted(url) else store.object_of(url): rest for url, *rest in rows}
 
 
 def _size_of(path: str) -> int | None:

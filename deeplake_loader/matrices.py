@@ -288,6 +288,25 @@ class Sealed:
         )
 
 
+class Part:
+    """Some rows of a sealed file, side by side: those of one file that was merged into it."""
+
+    __slots__ = ("_begin", "_whole", "count", "layout", "view")
+
+    def __init__(self, whole: Sealed, begin: int, count: int) -> None:
+        if begin < 0 or begin + count > whole.count:
+            raise CorruptionError(f"{whole.url}: it holds {whole.count} rows, so none from {begin} to {begin + count}")
+        stride = whole.layout.stride
+        self._whole, self._begin, self.count, self.layout = whole, begin, count, whole.layout
+        self.view = whole.view[begin * stride : (begin + count) * stride]
+
+    def verify(self, rows: Sequence[int]) -> None:
+        self._whole.verify([row + self._begin for row in rows])
+
+    def verify_array(self, rows: Array) -> None:
+        self._whole.verify_array(rows + self._begin)
+
+
 _known: dict[tuple[int | bytes, ...], bytearray] = {}
 
 

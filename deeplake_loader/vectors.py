@@ -26,7 +26,7 @@ from deeplake_loader.errors import (
     NotFoundError,
     TypeMismatchError,
 )
-from deeplake_loader.matrices import Layout, Matrix, Sealed, Tail, Written, pack_run, unpack_run
+from deeplake_loader.matrices import HEADER, Layout, Matrix, Part, Sealed, Tail, Written, pack_run, unpack_run
 from deeplake_loader.scoring import ScoreFunction
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, ColumnType, pack_address, unpack_address
 
@@ -49,7 +49,10 @@ RUN, RUN_BYTES = 256, 64 << 10
 """Rows, or bytes, at which resting values become one: reading a value costs as much as reading 10 KB."""
 
 _Key = tuple[str, str, Layout]
-_FILE = "SELECT kind, table_name, column_name, url, state, count, checks, dtype, dimension FROM _dl_files WHERE id = ?"
+_FILE = (
+    "SELECT kind, table_name, column_name, url, state, count, size, checks, dtype, dimension FROM _dl_files "
+    "WHERE id = ?"
+)
 
 _RUNS = "SELECT address, data FROM _dl_tail WHERE address BETWEEN ? AND ? ORDER BY address"
 
@@ -70,6 +73,7 @@ class Vectors(Participant):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._matrices: dict[int, Matrix] = {}
+        self._merged: dict[str, Sealed] = {}  # files that hold the rows of several
         self._open: dict[_Key, int] = {}
         self._written: list[tuple[int, Written]] = []
         self._unsettled: list[tuple[int, Written]] = []  # of these, the catalog has no checksums yet
@@ -300,11 +304,12 @@ class Vectors(Participant):
         if self._catalog.in_transaction:
             self.rolled_back()
         self._matrices.clear()
+        self._merged.clear()
 
     def _forget(self) -> None:
         """Drops what may have come from rows that are gone; a rolled-back address is given out again."""
         self._unsettled.clear()
-        self._matrices = {file: matrix for file, matrix in self._matrices.items() if isinstance(matrix, Sealed)}
+        self._matrices = {file: matrix for file, matrix in self._matrices.items() if not isinstance(matrix, Tail)}
         self._open.clear()
         for function in self._functions:
             function.forget()
@@ -379,7 +384,13 @@ class Vectors(Participant):
         row = self._file_row(file)
         layout = Layout(row["dimension"], row["dtype"])
         if row["state"] == "sealed":
-            return self._sealed(row["url"], layout, row["count"], row["checks"])
+            name, is_part, begin = row["url"].partition("#")
+            if not is_part:
+                return self._sealed(name, layout, row["count"], row["checks"])
+            if name not in self._merged:
+                total = (row["size"] - HEADER) // layout.stride
+                self._merged[name] = self._sealed(name, layout, total, row["checks"])
+            return Part(self._merged[name], int(begin), row["count"])
         held = known.data if isinstance(known, Tail) else b""
         first = pack_address(file, 0)
         after = first + len(held) // layout.stride
@@ -402,7 +413,7 @@ class Vectors(Participant):
         row = self._catalog.fetchone(_FILE, (file,))
         if row is None:
             raise NotFoundError(f"no file has the number {file}, so this address was not given by this store")
-        names = ("kind", "table_name", "column_name", "url", "state", "count", "checks", "dtype", "dimension")
+        names = ("kind", "table_name", "column_name", "url", "state", "count", "size", "checks", "dtype", "dimension")
         named = dict(zip(names, row, strict=True))
         if named["kind"] != "vector":
             raise TypeMismatchError(f"file {file} ({named['url']}) holds blobs; a score needs the address of a vector")

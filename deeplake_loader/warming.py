@@ -1,11 +1,12 @@
-"""The verbs of storage: what was asked of it, and bringing bytes into the local cache before they are needed."""
+"""The verbs of storage: what was asked of it, bytes brought into the local cache before they are needed, moving."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deeplake_loader import adopted
+from deeplake_loader import adopted, store
 from deeplake_loader.errors import InputError
 from deeplake_loader.storage.shelves import find_mirror
 from deeplake_loader.storage.traffic import Traffic
@@ -66,6 +67,30 @@ class StorageVerbs:
             self._warm_rows(rows)
         return (self.stats - before).bytes_read
 
+    def relocate(self, storage: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Make the catalog say that the store's bytes lie in ``storage`` from now on: after its ``shards/`` and
+        ``vectors/`` were copied there by any other program, or a bucket was given another name. Looks first whether
+        every file is there in its length. Handles that are open keep to the old place: close them, and connect again.
+
+        Args:
+            storage: a folder or a url, as of `connect`.
+            storage_options: of fsspec's filesystem; by default the environment has them.
+
+        Raises:
+            NotFoundError: files are not there, or shorter; nothing was changed. InputError: another store's bytes lie
+                there, or this one's shards are still written to (`optimize` seals them).
+
+        >>> db.optimize(); db.close()                                               # doctest: +SKIP
+        >>> # aws s3 sync store/shards s3://bucket/birds/shards; the same with vectors
+        >>> connect("./store").relocate("s3://bucket/birds")                        # doctest: +SKIP
+        """
+        from deeplake_loader.ownership import relocate
+        from deeplake_loader.storage import named
+
+        if self._catalog.in_transaction:
+            raise InputError("relocate is a transaction of its own; call it outside of one")
+        relocate(self._catalog, named(storage), storage_options)
+
     def _mirror(self) -> Mirror | None:
         root = self._catalog.root
         return None if root.storage is None else find_mirror(f"{root.storage.url}/", root)[0]
@@ -73,12 +98,12 @@ class StorageVerbs:
     def _warm_files(self) -> None:
         mirror = self._mirror()
         files = self._catalog.fetchall("SELECT url, size, kind FROM _dl_files WHERE state = 'sealed' ORDER BY id")
-        own = [(str(url), int(size), kind) for url, size, kind in files if not adopted.is_adopted(url)]
+        own = {store.object_of(url): (int(size), kind) for url, size, kind in files if not adopted.is_adopted(url)}
         if mirror is None:
             return
-        for url, size, kind in own:
+        for url, (size, kind) in own.items():
             mirror.learn(url, size + len(END) if kind == "shard" else size)
-        mirror.prewarm([url for url, _, _ in own])
+        mirror.prewarm(list(own))
 
     def _warm_rows(self, rows: ColumnarRows) -> None:
         import numpy as np

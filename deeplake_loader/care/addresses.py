@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deeplake_loader.branches import log_name, overlay_name
 from deeplake_loader.care.report import Finding, Problem
 from deeplake_loader.dialects import dialect
+from deeplake_loader.errors import NotFoundError
 from deeplake_loader.types import MAX_ORDINAL, ORDINAL_BITS, Table, quote_identifier, unpack_address
 
 if TYPE_CHECKING:
@@ -34,8 +36,15 @@ def check(catalog: Catalog) -> tuple[int, list[Finding]]:
             shown = ", ".join(f"{a} (file {unpack_address(a)[0]})" for a in few)
             what = f"{total:,} addresses lead nowhere, such as {shown}"
             remedy = "update those rows, or restore the catalog from a copy"
-            found.append(Finding(Problem("address", f"{real}.{column}", what, remedy=remedy)))
+            finding = Problem("address", f"{real}.{column}", what, remedy=remedy)
+            found.append(Finding(finding, partial(_look_again, catalog, lost, remedy)))
     return count, found
+
+
+def _look_again(catalog: Catalog, lost: str, remedy: str) -> None:
+    """After other repairs: they may have brought back what the addresses lead to."""
+    if int(catalog.fetchone(f"SELECT count(*) {lost}")[0]):
+        raise NotFoundError(f"no sidecar knows where they led; {remedy}")
 
 
 def _columns(catalog: Catalog) -> Iterator[tuple[str, str, str]]:

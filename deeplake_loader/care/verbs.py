@@ -92,9 +92,11 @@ class CareVerbs:
         return retention.Garbage(tuple(found.files), sum(found.files.values()), dry_run, uploads)
 
     def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
-        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; then
-        make the lists that vector indexes lack, over PostgreSQL the matrices that searches scan, and take digests of
-        the catalog's rows, which `verify` holds them against.
+        """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; merge
+        small files into larger ones, under the addresses they have; take digests of the catalog's rows, which `verify`
+        holds them against; make the lists that vector indexes lack, over PostgreSQL the matrices that searches scan.
+
+        Readers and writers may work meanwhile. The files that were merged stay until `gc` takes them.
 
         Args:
             keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
@@ -102,9 +104,13 @@ class CareVerbs:
             scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
                 much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
         """
+        from deeplake_loader.care import compaction
         from deeplake_loader.merging import retention
 
         self._seal("optimize", None if keep is None else retention.period(keep, "keep"))
+        if not self._catalog.in_transaction:
+            compaction.merge_small(self._catalog)
+        self._take_digests(afresh=keep is not None)
         for index in () if self._catalog.in_transaction else self._indexes.all():
             self._indexes.build(index)
         if not self._catalog.in_transaction:
@@ -147,12 +153,11 @@ class CareVerbs:
             raise InputError("publish shows what is committed; call it outside of a transaction")
         if self._catalog.dialect == "sqlite" and not self._catalog.read_only:
             self._seal("publish", keep=None)
+            self._take_digests()
         place = None if url is None else os.fspath(url)
         return publishing.publish(self._catalog, place, storage_options, progress=progress)
 
     def _seal(self, message: str, keep: dt.timedelta | None) -> None:
-        """Seals what is open, and takes digests."""
-        from deeplake_loader.care import digests
         from deeplake_loader.merging import pruning
 
         with self._catalog.transaction(message):
@@ -160,6 +165,10 @@ class CareVerbs:
             self._vectors.seal()
             if keep is not None:
                 pruning.prune(self._catalog, keep)
+
+    def _take_digests(self, *, afresh: bool = False) -> None:
+        from deeplake_loader.care import digests
+
         with self._catalog.transaction() as tx:
-            if digests.record(self._catalog, afresh=keep is not None):
+            if digests.record(self._catalog, afresh=afresh):
                 tx.message = tx.message or "digests"

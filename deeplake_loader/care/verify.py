@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
 
 _MOST_THREADS = 8
+_RESTORE = "restore the catalog from a copy; db.publish() keeps some"
 _MOST_SAID = 100  # lines of SQLite's own check
 _LONG = 1e9  # seconds: every version that is still there
 
@@ -58,11 +59,12 @@ def verify(catalog: Catalog, made: Derived, *, data: bool, repair: bool, progres
         known = file_rows(catalog)
         taken = {int(d.name): d for d in digests.comparable(catalog) if d.kind == "members"}
     _check_files(catalog, known, taken, seen, data=data, progress=progress)
-    with catalog.snapshot():
+    with catalog.snapshot(), _told(catalog, seen):
         seen.found += resting.check(catalog)
     if data:
         seen.found += derived.check(made)
     orphans = tuple(retention.strays(catalog, publishing.versions(catalog, _LONG).kept)) if data else ()
+    seen.found.sort(key=lambda finding: finding.problem.kind == "address")  # mended by what mends indexes
     problems = [_mended(catalog, finding) if repair else finding.problem for finding in seen.found]
     return VerifyReport(
         tuple(problems), orphans, tuple(seen.unchecked), seen.files, seen.blobs, seen.vectors, seen.addresses,
@@ -83,7 +85,8 @@ def _mended(catalog: Catalog, finding: Finding) -> Problem:
 
 
 def _check_catalog(catalog: Catalog, seen: _Seen, *, data: bool) -> None:
-    seen.found += [Finding(Problem("catalog", catalog.name, text)) for text in _own_check(catalog)]
+    with _told(catalog, seen):
+        seen.found += [Finding(Problem("catalog", catalog.name, text, remedy=_RESTORE)) for text in _own_check(catalog)]
     for digest in digests.comparable(catalog):
         if data and digest.kind == "members":  # compared with the file's sidecar, which can mend them
             seen.digests += 1
@@ -91,16 +94,28 @@ def _check_catalog(catalog: Catalog, seen: _Seen, *, data: bool) -> None:
         where = f"{digest.kind} {digest.name}".strip()
         try:
             wrong = digests.difference(catalog, digest)
+        except DeeplakeError as error:
+            wrong = str(error)
         except LookupError as error:
             seen.unchecked.append(f"the digest of {where}: {error}")
             continue
         seen.digests += 1
         if wrong is not None:
-            remedy = "restore the catalog from a copy; db.publish() keeps some"
-            seen.found.append(Finding(Problem("digest", where, f"{wrong} (as of commit {digest.upto})", remedy=remedy)))
-    count, lost = addresses.check(catalog)
-    seen.addresses += count
-    seen.found += lost
+            what = f"{wrong} (as of commit {digest.upto})"
+            seen.found.append(Finding(Problem("digest", where, what, remedy=_RESTORE)))
+    with _told(catalog, seen):
+        count, lost = addresses.check(catalog)
+        seen.addresses += count
+        seen.found += lost
+
+
+@contextmanager
+def _told(catalog: Catalog, seen: _Seen) -> Iterator[None]:
+    """Makes a problem of what the database cannot even read."""
+    try:
+        yield
+    except DeeplakeError as error:
+        seen.found.append(Finding(Problem("catalog", catalog.name, str(error), remedy=_RESTORE)))
 
 
 def _own_check(catalog: Catalog) -> Iterator[str]:

@@ -1,13 +1,15 @@
-"""``init``, ``optimize``, ``gc``, ``prewarm``: a store made and looked after."""
+"""``init``, ``verify``, ``optimize``, ``gc``, ``publish``, ``prewarm``: a store made, looked after and given away."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from datetime import timedelta
 
 import click
 
-from deeplake_loader.cli.output import amount, note, print_json
+from deeplake_loader.cli.codes import Code
+from deeplake_loader.cli.output import amount, note, print_json, shows_progress
 from deeplake_loader.cli.program import Session, verb
 from deeplake_loader.cli.values import parameter
 
@@ -43,11 +45,26 @@ def init_command(session: Session, url: str | None, storage: str | None) -> None
         note(f"the store is {db.info().location}")
 
 
+@verb("verify", example="deeplake-loader verify --repair", no="something is wrong, and not repaired")
+@click.option("--repair", is_flag=True, help="Make anew what can be: sidecars, index rows, checksums, derived files.")
+@click.option("--catalog-only", is_flag=True, help="Read no shard and no vector; only look whether each is there.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
+def verify_command(session: Session, repair: bool, catalog_only: bool, as_json: bool) -> int:
+    """Hold every byte, checksum and address of the store against what its catalog says."""
+    with session.open(read_only=not repair) as db:
+        report = db.verify(repair=repair, data=not catalog_only, progress=shows_progress() and not catalog_only)
+    if as_json:
+        print_json({"ok": report.ok, **asdict(report)})
+    else:
+        click.echo(str(report))
+    return Code.DONE if report.ok else Code.NO
+
+
 @verb("optimize", example="deeplake-loader optimize --keep 30d")
 @click.option("--keep", type=Period(), help="Forget history older than this that nothing needs: 90, 30m, 12h, 7d, 4w.")
 @click.option("--scan-copies", is_flag=True, help="Keep float16 copies of large vector files, which searches read.")
 def optimize_command(session: Session, keep: timedelta | None, scan_copies: bool) -> None:
-    """Seal open shards and resting vectors, make the lists that vector indexes lack."""
+    """Seal open shards and resting vectors, merge small files, make what searches lack, take digests for `verify`."""
     with session.open(read_only=False) as db:
         db.optimize(keep=keep, scan_copies=scan_copies)
 
@@ -66,6 +83,23 @@ def gc_command(session: Session, delete: bool, older_than: timedelta, as_json: b
     for url in found.files:
         click.echo(url)
     note(f"{len(found.files):,} files, {amount(found.size)}{'' if delete else '; --delete removes them'}")
+
+
+@verb("publish", example="deeplake-loader publish s3://bucket/birds")
+@click.argument("url", required=False)
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
+def publish_command(session: Session, url: str | None, as_json: bool) -> None:
+    """Make the store as it is now readable by whoever has URL (default: where its own bytes lie).
+
+    Anybody then opens it there by --store URL, read-only, without a server.
+    """
+    with session.open(read_only=False) as db:
+        made = db.publish(url, progress=shows_progress())
+    if as_json:
+        print_json(asdict(made))
+        return
+    click.echo(made.url)
+    note(f"version {made.version}: {made.files:,} files, {made.copied:,} copied, {amount(made.nbytes)} written")
 
 
 @verb("prewarm", example='deeplake-loader prewarm "SELECT frames FROM generations WHERE steps >= 25"')

@@ -34,6 +34,7 @@ HOMES = {
     "merge": "history",
     "optimize": "care",
     "prewarm": "care",
+    "publish": "care",
     "recall": "searching",
     "revert": "history",
     "search": "searching",
@@ -45,6 +46,7 @@ HOMES = {
     "tag": "history",
     "tags": "history",
     "transcode": "jobs",
+    "verify": "care",
 }
 """Command -> module of this room: calling one command imports one module."""
 
