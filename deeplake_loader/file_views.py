@@ -1,8 +1,9 @@
 """Where the bytes behind a table's blobs lie, for tools that know only SQL: a view ``<table>_files`` beside each table.
 
 One row per blob: the row's primary key, ``column_name``, ``address`` as the table holds it, ``url`` of the shard below
-the store's storage, ``member`` (the name within that tar), ``byte_offset`` and ``byte_length`` of the member's data and
-``info``, its media facts as JSON. The offset is NULL while a small blob still rests in the catalog.
+the store's storage (absolute for an adopted tar), ``member`` (the name within a tar of the store), ``byte_offset`` and
+``byte_length`` of the member's data and ``info``, its media facts as JSON. The offset is NULL while a small blob still
+rests in the catalog, the member in an adopted tar, of whose names only the key is kept.
 
     SELECT g.prompt, f.url, f.byte_offset, f.byte_length
     FROM generations g JOIN generations_files f ON f.id = g.id AND f.column_name = 'frames'
@@ -61,7 +62,8 @@ def _of_column(table: Table, column: str) -> str:
     address, literal = f"t.{quote_identifier(column)}", "'" + column.replace("'", "''") + "'"
     return (
         f"SELECT {keys}{literal} AS column_name, {address} AS address, f.url, "
-        "m.key || '.' || m.column_name || '.' || m.extension AS member, m.offset AS byte_offset, "
+        "CASE WHEN f.url NOT LIKE '%://%' THEN m.key || '.' || m.column_name || '.' || m.extension END AS member, "
+        "m.offset AS byte_offset, "
         f"m.length AS byte_length, m.info FROM {quote_identifier(table.name)} t "
         f"JOIN _dl_members m ON m.file = {address} >> {ORDINAL_BITS} AND m.ordinal = {address} & {MAX_ORDINAL} "
         "JOIN _dl_files f ON f.id = m.file"

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,22 @@ def test_a_blob_that_rests_in_the_catalog_has_no_offset(db: deeplake.Database, o
     db.execute("CREATE TABLE g (id BIGINT PRIMARY KEY, photo IMAGE)")
     db.execute("INSERT INTO g (photo) VALUES (%s)", photos(1, side=8))
     assert [row[2] for row in other_tool(LOOK.format("g"))] == [None]
+
+
+def test_an_adopted_tar_is_named_whole_and_its_members_by_their_bytes(
+    db: deeplake.Database, other_tool: Tool, tmp_path: Path
+) -> None:
+    data = io.BytesIO()
+    Image.fromarray(photos(1)[0]).save(data, "PNG")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("one.png", "one.seg.png"):
+            member = tarfile.TarInfo(name)
+            member.size = data.getbuffer().nbytes
+            tar.addfile(member, io.BytesIO(data.getvalue()))
+    db.ingest("g", tmp_path / "a.tar", columns={"photo": "png", "seg": "seg.png"})
+    ((url, member, offset, length),) = other_tool(LOOK.format("g"))
+    assert (url, member) == ((tmp_path / "a.tar").as_uri(), None)
+    assert (tmp_path / "a.tar").read_bytes()[int(str(offset)) :][: int(str(length))] == data.getvalue()
 
 
 @pytest.mark.parametrize(
