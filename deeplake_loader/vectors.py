@@ -365,7 +365,13 @@ class Vectors(Participant):
         import numpy as np
 
         matrix = self.matrix(file, int(ordinals.max()))
-        matrix.verify_array(ordinals)
+        try:
+            matrix.verify_array(ordinals)
+        except NotFoundError:  # its rows were moved into another file, and gc took this one
+            self._matrices.pop(file, None)
+            self._merged.clear()
+            matrix = self.matrix(file, int(ordinals.max()))
+            matrix.verify_array(ordinals)
         rows = np.frombuffer(matrix.view, matrix.layout.dtype).reshape(matrix.count, matrix.layout.dimension)
         return rows.take(ordinals, axis=0)
 
