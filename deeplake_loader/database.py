@@ -27,7 +27,7 @@ from deeplake_loader.media import MediaVerbs
 from deeplake_loader.merging.verbs import MergingVerbs
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.quarantine import QuarantineVerbs
-from deeplake_loader.rows import Place, RowSet
+from deeplake_loader.rows import Place, RowSet, all_stored
 from deeplake_loader.search.verbs import SearchVerbs
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.sqlite_catalog import SqliteCatalog
@@ -395,7 +395,8 @@ class Database(
         done = 0
         with self._catalog.transaction(), progress_bar(known_length(rows), progress, unit=" rows") as bar:
             definition = self._table(table)
-            size = _BLOB_BATCH if definition.blobs else _VECTOR_BATCH
+            brings_bytes = definition.blobs and not all_stored(rows, (c.name for c in definition.blobs))
+            size = _BLOB_BATCH if brings_bytes else _VECTOR_BATCH
             for batch in batches(rows, size=size):
                 self._runner.insert_batch(definition, batch, done, validate)
                 done += batch.count

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Action = Literal["skip", "keep", "sum", "picture"]
 _ACTIONS: tuple[Action, ...] = ("skip", "keep", "sum", "picture")
-_FIELDS = 6
+_FIELDS = 8
 _ROWS = 16_384  # members of one call
 _NAMES = 64 * _ROWS
 _KEPT = 4 << 20
@@ -29,17 +29,24 @@ class Run(NamedTuple):
     """Plain members that follow each other in a tar.
 
     Fields: ``stop``, where the first header behind them begins; ``more``, whether they ended because there was no room
-    for more, not at an unusual header; ``extensions`` in lower case, the first one "" for names without; ``names``;
-    ``table``, int64, six numbers a member: its extension's number, the offset and size of its data, its CRC-32C, its
-    `image_facts`, where its data is in ``kept``; each of the last three is -1 where it was not taken.
+    for more, not at an unusual header; ``extensions`` in lower case, the first one "" for names without; ``keys``, each
+    once for neighbours that share it; ``table``, int64, eight numbers a member: its extension's number, the offset and
+    size of its data, its CRC-32C, its `image_facts`, where its data is in ``kept``, where its name is in ``names``, its
+    key's number. The CRC, the facts and the place in ``kept`` are -1 where they were not taken, the key's number is -1
+    without an extension.
     """
 
     stop: int
     more: bool
     extensions: list[str]
-    names: list[str]
+    keys: list[str]
+    names: bytes
     table: array[int]
     kept: bytes
+
+    def name(self, at: int) -> str:
+        """The name that begins there in ``names``."""
+        return self.names[at : self.names.index(0, at)].decode()
 
 
 def scan_tar(fd: int, position: int, end: int, actions: Mapping[str, Action], *, threads: int = 2) -> Run | None:
@@ -58,8 +65,8 @@ def scan_tar(fd: int, position: int, end: int, actions: Mapping[str, Action], *,
     ...         info.size = 2
     ...         tar.addfile(info, io.BytesIO(b"hi"))
     ...     run = scan_tar(file.fileno(), 0, file.tell(), {"txt": "keep"})
-    >>> run and (run.names, run.extensions, run.kept, list(run.table))
-    (['a.TXT'], ['', 'txt'], b'hi', [1, 512, 2, -1, -1, 0])
+    >>> run and (run.name(0), run.keys, run.extensions, run.kept, list(run.table))
+    ('a.TXT', ['a'], ['', 'txt'], b'hi', [1, 512, 2, -1, -1, 0, 0, 0])
     """
     if len(actions) > MAX_ACTIONS or any("\0" in name or not name for name in actions):
         raise InputError(f"actions names {len(actions)} extensions; expected at most {MAX_ACTIONS}, none empty")
@@ -70,32 +77,28 @@ def scan_tar(fd: int, position: int, end: int, actions: Mapping[str, Action], *,
     texts = b"".join(name.encode() + b"\0" for name in known)
     if len(texts) > _EXTENSIONS // 2:
         raise InputError(f"the extensions of actions take {len(texts)} bytes; expected at most {_EXTENSIONS // 2}")
-    state = array("q", [fd, position, end, _ROWS, _NAMES, _KEPT, len(known), _EXTENSIONS, 0, 0, 0, 0])
+    state = array("q", [fd, position, end, _ROWS, _NAMES, _KEPT, len(known), _EXTENSIONS, *(0,) * 6])
     extensions = bytearray(texts.ljust(_EXTENSIONS, b"\0"))
     codes = bytearray(bytes(map(_ACTIONS.index, known.values())).ljust(256, b"\0"))
     # what is not touched of them costs nothing
-    rows, names, kept = (
-        bytearray(8 * _FIELDS * _ROWS),
-        bytearray(_NAMES),
-        bytearray(_KEPT),
-    )  # untouched, they cost nothing
+    rows, names, keys, kept = (bytearray(size) for size in (8 * _FIELDS * _ROWS, _NAMES, _NAMES, _KEPT))
     with (
         Pin("extensions", extensions, writable=True) as a,
         Pin("actions", codes, writable=True) as b,
         Pin("rows", rows, writable=True) as c,
         Pin("names", names, writable=True) as d,
-        Pin("kept", kept, writable=True) as e,
+        Pin("keys", keys, writable=True) as e,
+        Pin("kept", kept, writable=True) as f,
     ):
         chosen.library.dl_scan_tar(
-            chosen.level, address(state), a.address, b.address, c.address, d.address, e.address, threads
+            chosen.level, address(state), a.address, b.address, c.address, d.address, e.address, f.address, threads
         )
-    count, names_used, kept_used, stopped = state[8:12]
+    count, names_used, keys_used, _, kept_used, stopped = state[8:]
     table = array("q")
     table.frombytes(memoryview(rows)[: 8 * _FIELDS * count])
-    return Run(
-        state[1], not stopped, extensions.decode().split("\0")[: state[6]],
-        names[:names_used].decode().split("\0")[:-1], table, bytes(memoryview(kept)[:kept_used]),
-    )  # fmt: skip
+    found = extensions.decode().split("\0")[: state[6]]
+    told = keys[:keys_used].decode().split("\0")[:-1]
+    return Run(state[1], not stopped, found, told, bytes(names[:names_used]), table, bytes(kept[:kept_used]))
 
 
 def image_facts(data: Buffer) -> int:

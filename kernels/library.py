@@ -22,7 +22,7 @@ from deeplake_loader.errors import InputError
 if TYPE_CHECKING:
     from array import array
 
-ABI = 5
+ABI = 6
 """Raised with every change of the C functions, so that a library built from older sources is set aside, not called."""
 
 LEVELS = ("portable", "avx2", "avx512")
@@ -33,7 +33,7 @@ _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "dl_crc32c": (ctypes.c_uint32, (_I32, ctypes.c_uint32, _PTR, _I64)),
     "dl_image_facts": (_I64, (_PTR, _I64)),
-    "dl_scan_tar": (_I32, (_I32, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I32)),
+    "dl_scan_tar": (_I32, (_I32, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I32)),
     "dl_crc32c_blocks": (type(None), (_I32, _PTR, _I64, _I64, _PTR, _I32)),
     "dl_parse_integers": (_I64, (_PTR, _I64, _PTR, _I64)),
     "dl_sort_unique": (_I64, (_PTR, _I64)),

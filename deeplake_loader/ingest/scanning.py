@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import codecs, kernels
@@ -22,7 +22,7 @@ from deeplake_loader.types import Column, ColumnType
 if TYPE_CHECKING:
     from deeplake_loader.ingest.inference import Proposal
 
-_CODE, _OFFSET, _SIZE, _CRC, _FACTS, _KEPT, _FIELDS = range(7)  # the numbers of a member in a run's table
+_CODE, _OFFSET, _SIZE, _CRC, _FACTS, _KEPT, _NAME, _KEY, _FIELDS = range(9)  # the numbers of a member in a run's table
 _NO_EXTENSION = "has no extension, so it belongs to no sample"
 
 
@@ -142,7 +142,7 @@ class _Scanner:
     def _finish(self) -> Scan:
         found = self._found
         found.problems = [problem[1:] for problem in sorted(self._problems)]
-        found.keys, found.columns = list(self._rows), self._columns
+        found.keys, found.columns = list(self._rows), [self._column(i) for i in range(len(self._columns))]
         self._bad |= {key for key in self._empty if all(c[self._rows[key]] is None for c in self._columns)}
         if self._slots.key is not None:
             found.columns[self._slots.key] = list(found.keys)
@@ -166,8 +166,7 @@ class _Scanner:
         if blob is None and not self._slots.takes(extension):
             self._found.unused[extension] = self._found.unused.get(extension, 0) + 1
             return
-        if key not in self._rows:
-            self._make_rows((key,))
+        self._rows.setdefault(key, len(self._rows))
         if blob is not None:
             self._ordinal += 1
             self._store(key, blob, member, self._ordinal - 1)
@@ -209,10 +208,16 @@ class _Scanner:
             self._refuse(key, member, error)
 
     def _put(self, key: str, place: int, value: Any) -> None:
-        row, column = self._rows[key], self._columns[place]
+        row, column = self._rows[key], self._column(place)
         if column[row] is not None:
             raise ValueError(self._second(key, place))
         column[row] = value
+
+    def _column(self, place: int) -> list[Any]:
+        """The column with a place for every row."""
+        column = self._columns[place]
+        column.extend(repeat(None, len(self._rows) - len(column)))
+        return column
 
     def _second(self, key: str, place: int) -> str:
         return f"the sample {key!r} has a second value for the column {self._found.names[place]!r}"
@@ -225,57 +230,56 @@ class _Scanner:
 
         table = np.frombuffer(run.table, np.int64).reshape(-1, _FIELDS)
         codes = table[:, _CODE]
-        takes = [self._takes(extension) for extension in run.extensions]
-        cuts = [-len(extension) - 1 if extension else None for extension in run.extensions]
-        keys = [name[: cuts[code]] for name, code in zip(run.names, codes.tolist(), strict=True)]
-        self._make_rows(key for key, code in zip(keys, codes.tolist(), strict=True) if takes[code])
+        takes = np.array([self._takes(extension) for extension in run.extensions])[codes]
+        rows = self._rows_of(run.keys, table[:, _KEY][takes])
         is_blob = np.array([self._blob(extension) is not None for extension in run.extensions])[codes]
         ordinals = self._ordinal + is_blob.cumsum() - 1
         self._ordinal += int(is_blob.sum())
         for code in np.unique(codes).tolist():
-            chosen = np.flatnonzero(codes == code)
-            places = chosen.tolist()
-            self._take_part(_Part(
-                run.extensions[code], [run.names[i] for i in places], [keys[i] for i in places], table[chosen],
-                ordinals[chosen], run.kept,
-            ))  # fmt: skip
+            chosen = codes == code
+            part = table[chosen]
+            self._take_part(_Part(run, run.extensions[code], part, rows[part[:, _KEY]], ordinals[chosen]))
+
+    def _rows_of(self, keys: Sequence[str], wanted: Any) -> Any:
+        """The row of each key, a new one for each that is wanted and has none."""
+        import numpy as np
+
+        rows, found = self._rows, np.zeros(len(keys) + 1, np.int64)  # one more, for members without a key
+        numbers = np.unique(wanted)
+        texts = keys if len(numbers) == len(keys) else [keys[i] for i in numbers.tolist()]
+        found[numbers] = [rows.setdefault(key, len(rows)) for key in texts]
+        return found
 
     def _takes(self, extension: str) -> bool:
         return bool(extension) and self._slots.takes(extension)
 
-    def _make_rows(self, keys: Iterable[str]) -> None:
-        for key in dict.fromkeys(keys):
-            self._rows.setdefault(key, len(self._rows))
-        for column in self._columns:
-            column.extend(repeat(None, len(self._rows) - len(column)))
-
     def _take_part(self, part: _Part) -> None:
         blob = self._blob(part.extension)
         if not part.extension:
-            offsets = part.table[:, _OFFSET].tolist()
-            self._problems += zip(offsets, part.names, repeat(_NO_EXTENSION))
+            for i in range(len(part.table)):
+                self._problems.append((int(part.table[i, _OFFSET]), part.name(i), _NO_EXTENSION))
         elif blob is not None:
             self._store_part(part, *blob)
         elif self._slots.takes(part.extension):
             self._read_part(part)
         else:
-            self._found.unused[part.extension] = self._found.unused.get(part.extension, 0) + len(part.names)
+            self._found.unused[part.extension] = self._found.unused.get(part.extension, 0) + len(part.table)
 
     def _store_part(self, part: _Part, place: int, column: Column) -> None:
         """Blobs whose facts the scan has measured, then one by one the others."""
         wanted = {"IMAGE": _FACTS, "BLOB": _CRC}.get(column.type.name)
-        known = [False] * len(part.names) if wanted is None else (part.table[:, wanted] >= 0).tolist()
+        known = part.table[:, _SIZE] < 0 if wanted is None else part.table[:, wanted] >= 0
         whole = part.where(known)
         self._put_part(whole, place, whole.ordinals.tolist())
         described = _describe(column.type, whole)
         sums = whole.table[:, _CRC].astype("<u4").tobytes()
         self._found.index += zip(
-            whole.ordinals.tolist(), whole.keys, repeat(column.name), (extension for extension, _ in described),
+            whole.ordinals.tolist(), whole.keys(), repeat(column.name), (extension for extension, _ in described),
             whole.table[:, _OFFSET].tolist(), whole.table[:, _SIZE].tolist(),
             (sums[i : i + 4] for i in range(0, len(sums), 4)), (facts for _, facts in described),
         )  # fmt: skip
-        rest = part.where([not each for each in known])
-        for i, key in enumerate(rest.keys):
+        rest = part.where(~known)
+        for i, key in enumerate(rest.keys()):
             self._store(key, (place, column), self._member(rest, i), int(rest.ordinals[i]))
 
     def _read_part(self, part: _Part) -> None:
@@ -286,40 +290,51 @@ class _Scanner:
             except ValueError:  # one is no text, or was too long to be kept: they are told one by one
                 place = None
         if place is None:
-            for i, key in enumerate(part.keys):
+            for i, key in enumerate(part.keys()):
                 self._read_values(key, part.extension, self._member(part, i))
 
     def _put_part(self, part: _Part, place: int, values: Sequence[Any]) -> None:
-        rows, column = self._rows, self._columns[place]
-        for i, (key, value) in enumerate(zip(part.keys, values, strict=True)):
-            row = rows[key]
-            if column[row] is not None:
-                self._refuse(key, Member(part.names[i], int(part.table[i, _OFFSET]), 0, b""), self._second(key, place))
-            else:
+        column, rows = self._columns[place], part.rows
+        if len(rows) and rows[0] == len(column) and (rows[1:] - rows[:-1] == 1).all():  # one behind the other, all new
+            column.extend(values)
+            return
+        column = self._column(place)
+        for i, (row, value) in enumerate(zip(rows.tolist(), values, strict=True)):
+            if column[row] is None:
                 column[row] = value
+            else:
+                key = part.keys()[i]
+                self._refuse(key, Member(part.name(i), int(part.table[i, _OFFSET]), 0, b""), self._second(key, place))
 
     def _member(self, part: _Part, i: int) -> Member:
-        _, offset, size, _, _, kept = part.table[i].tolist()
-        data = part.kept[kept : kept + size] if kept >= 0 else self._read(offset, size)
-        return Member(part.names[i], offset, size, data)
+        _, offset, size, _, _, kept, _, _ = part.table[i].tolist()
+        data = part.run.kept[kept : kept + size] if kept >= 0 else self._read(offset, size)
+        return Member(part.name(i), offset, size, data)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The members of a run that have one extension: names, keys, the rows of its table, the blobs' numbers."""
+    """The members of a run that have one extension: the rows of its table, their rows in ours, the blobs' numbers."""
 
+    run: kernels.Run
     extension: str
-    names: Sequence[str]
-    keys: Sequence[str]
     table: Any
+    rows: Any
     ordinals: Any
-    kept: bytes
 
-    def where(self, chosen: Sequence[bool]) -> _Part:
-        if all(chosen):
+    def where(self, chosen: Any) -> _Part:
+        if chosen.all():
             return self
-        names, keys = list(compress(self.names, chosen)), list(compress(self.keys, chosen))
-        return replace(self, names=names, keys=keys, table=self.table[chosen], ordinals=self.ordinals[chosen])
+        return replace(self, table=self.table[chosen], rows=self.rows[chosen], ordinals=self.ordinals[chosen])
+
+    def keys(self) -> list[str]:
+        """The key of each."""
+        keys = self.run.keys
+        return [keys[i] for i in self.table[:, _KEY].tolist()]
+
+    def name(self, i: int) -> str:
+        """The name of one as it stands in the archive."""
+        return self.run.name(int(self.table[i, _NAME]))
 
     def kept_data(self) -> Iterator[bytes]:
         """The data of each.
@@ -330,13 +345,13 @@ class _Part:
         for size, at in self.table[:, (_SIZE, _KEPT)].tolist():
             if at < 0:
                 raise ValueError("was not kept")
-            yield self.kept[at : at + size]
+            yield self.run.kept[at : at + size]
 
 
 def _describe(kind: ColumnType, part: _Part) -> list[tuple[str, str]]:
     """(extension, facts as JSON) of blobs, few of which differ."""
     if kind.name != "IMAGE":
-        return [("bin", codecs.MediaInfo("bytes").to_json())] * len(part.names)
+        return [("bin", codecs.MediaInfo("bytes").to_json())] * len(part.table)
     from deeplake_loader.codecs.images import image_info
 
     facts = part.table[:, _FACTS].tolist()

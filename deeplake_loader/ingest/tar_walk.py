@@ -272,10 +272,10 @@ class _Walk:
                 self._runs = None
                 return
             self._window.position = run.stop
-            if run.names:
+            if run.table:
                 yield run
             if not run.more:
-                self._again = run.stop + (1 if len(run.names) >= _SHORT_RUN else _PAUSE)
+                self._again = run.stop + (1 if len(run.keys) >= _SHORT_RUN else _PAUSE)
 
     def _plain(self) -> Iterator[Member]:
         """The plain ustar members that lie whole in what was read; the rest is left to the walk block by block."""

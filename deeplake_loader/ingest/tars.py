@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deeplake_loader.ingest.target import Batch, Target
 
 _OBSERVED = 2_000  # members that a schema is inferred from, per source
-_ROWS = 8_192
+_ROWS = 65_536
 _COPIED_ROWS = 1_024  # whose bytes are in memory
 _STEP = 8 << 20
 _MEMBER = ("ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define DL_ABI 5  // kernels/library.py holds the same number
+#define DL_ABI 6  // kernels/library.py holds the same number
 #define DL_EXPORT __attribute__((visibility("default")))
 
 // Instruction sets; the caller passes one not above dl_level(). AVX2 includes FMA, F16C, SSE4.2 and PCLMUL;

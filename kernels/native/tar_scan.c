@@ -9,7 +9,7 @@
 
 #define MAX_BLOB (4ll << 30)  // codecs/info.py holds the same number
 enum { BLOCK = 512 };
-enum { WINDOW = 4096 };            // read at once for headers: a small member's data and the header behind it
+enum { WINDOW = 2048 };            // read at once for headers: a small member's data and the header behind it
 enum { SPAN = 1 << 18 };           // bytes of neighbours read at once: stays in a second-level cache
 enum { MAX_WHOLE = 4 << 20 };      // a longer member has a sum per megabyte, which is not taken here
 enum { MAX_KEPT = 1 << 16 };
@@ -17,17 +17,19 @@ enum { MAX_NAME = 1024, MAX_EXTENSIONS = 128 };
 enum { SKIP = 0, KEEP = 1, SUM = 2, PICTURE = 3 };
 enum { FULL = 0, UNUSUAL = 1 };
 enum { NO_EXTENSION = 0 };  // the caller gives an empty text for it
-enum { CODE, OFFSET, SIZE, CRC, FACTS, KEPT, FIELDS };
+enum { CODE, OFFSET, SIZE, CRC, FACTS, KEPT, NAME, KEY, FIELDS };
 // what the caller gives (FD .. ROOM) and is given back
-enum { FD, POSITION, END, ROWS, NAMES, KEPT_ROOM, EXTENSIONS, EXTENSION_ROOM, COUNT, NAMES_USED, KEPT_USED, STOPPED, STATE };
+enum { FD, POSITION, END, ROWS, NAMES, KEPT_ROOM, EXTENSIONS, EXTENSION_ROOM };
+enum { COUNT = 8, NAMES_USED, KEYS_USED, KEYS, KEPT_USED, STOPPED };
 
 struct scan {
     int64_t *state;
     int64_t *rows;
-    uint8_t *texts, *kept, *extensions, *actions;
+    uint8_t *texts, *keys, *kept, *extensions, *actions;
     const uint8_t *names[MAX_EXTENSIONS];
     int64_t lengths[MAX_EXTENSIONS], extension_bytes;
     int last;  // the extension of the member before
+    int64_t key, key_length;  // where the key before begins, and its length
     int64_t start, stop;
     uint8_t window[WINDOW];
 };
@@ -202,6 +204,20 @@ static int64_t dot_of(const struct head *head) {
     return !dot || dot == head->name + base || dot + 1 == head->name + head->length ? 0 : dot - head->name;
 }
 
+// The number of a key: one more than that of the member before, unless it is the same. Keys take no more room than names.
+static int64_t key_number(struct scan *scan, const uint8_t *text, int64_t length) {
+    int64_t *state = scan->state;
+    if (!state[KEYS] || length != scan->key_length || memcmp(scan->keys + scan->key, text, (size_t)length)) {
+        scan->key = state[KEYS_USED];
+        scan->key_length = length;
+        memcpy(scan->keys + scan->key, text, (size_t)length);
+        scan->keys[scan->key + length] = 0;
+        state[KEYS_USED] += length + 1;
+        state[KEYS]++;
+    }
+    return state[KEYS] - 1;
+}
+
 enum { TAKEN, PASSED, NO_ROOM, STRANGE };
 
 static int take(struct scan *scan, struct head *head, int64_t at) {
@@ -219,6 +235,8 @@ static int take(struct scan *scan, struct head *head, int64_t at) {
     scan->last = code;
     memcpy(scan->texts + state[NAMES_USED], head->name, (size_t)head->length);
     scan->texts[state[NAMES_USED] + head->length] = 0;
+    row[NAME] = state[NAMES_USED];
+    row[KEY] = dot ? key_number(scan, head->name, dot) : -1;
     state[NAMES_USED] += head->length + 1;
     row[CODE] = code;
     row[OFFSET] = at;
@@ -312,8 +330,8 @@ static void one_thread(void *context, int64_t item) {
 
 // 0, or 1 where the arguments do not fit together. `extensions` holds state[EXTENSIONS] texts that each end with a NUL.
 DL_EXPORT int32_t dl_scan_tar(int32_t level, int64_t *state, uint8_t *extensions, uint8_t *actions, int64_t *rows,
-                              uint8_t *names, uint8_t *kept, int32_t threads) {
-    struct scan scan = {.state = state, .rows = rows, .texts = names, .kept = kept, .extensions = extensions, .actions = actions};
+                              uint8_t *names, uint8_t *keys, uint8_t *kept, int32_t threads) {
+    struct scan scan = {.state = state, .rows = rows, .texts = names, .keys = keys, .kept = kept, .extensions = extensions, .actions = actions};
     if (state[EXTENSIONS] < 1 || state[EXTENSIONS] > MAX_EXTENSIONS || state[POSITION] < 0) return 1;
     for (int i = 0; i < state[EXTENSIONS]; i++) {
         const uint8_t *text = extensions + scan.extension_bytes;
@@ -323,7 +341,7 @@ DL_EXPORT int32_t dl_scan_tar(int32_t level, int64_t *state, uint8_t *extensions
         scan.lengths[i] = end - text;
         scan.extension_bytes += end - text + 1;
     }
-    state[COUNT] = state[NAMES_USED] = state[KEPT_USED] = 0;
+    state[COUNT] = state[NAMES_USED] = state[KEYS_USED] = state[KEYS] = state[KEPT_USED] = 0;
     walk(&scan);
     struct work work = {&scan, level, 0};
     dl_parallel(threads < 1 ? 1 : threads, threads, one_thread, &work);

@@ -56,8 +56,15 @@ def scanned(data: bytes, position: int = 0, threads: int = 2) -> kernels.Run:
 
 
 def members(run: kernels.Run) -> list[tuple[str, int, int]]:
-    table = np.frombuffer(run.table, np.int64).reshape(-1, 6)
-    return list(zip(run.names, table[:, 1].tolist(), table[:, 2].tolist(), strict=True))
+    found = table(run).tolist()
+    assert [run.name(row[6]).rpartition("/")[2].partition(".")[0] for row in found if row[7] >= 0] == [
+        run.keys[row[7]].rpartition("/")[2] for row in found if row[7] >= 0
+    ]
+    return [(run.name(row[6]), row[1], row[2]) for row in found]
+
+
+def table(run: kernels.Run) -> np.ndarray:
+    return np.frombuffer(run.table, np.int64).reshape(-1, 8)
 
 
 plain = st.text(st.characters(codec="utf-8", exclude_characters="\0/."), min_size=1, max_size=140)
@@ -75,8 +82,9 @@ def test_all_members_that_tarfile_writes_are_found_with_their_sums_and_data(
     data = made(files, form, mtime)
     run = scanned(data, threads=threads)
     assert [name for name, _, _ in members(run)] == [name for name, _ in files]
-    for (name, content), row in zip(files, np.frombuffer(run.table, np.int64).reshape(-1, 6).tolist(), strict=True):
-        code, offset, size, crc, facts, kept = row
+    for (name, content), row in zip(files, table(run).tolist(), strict=True):
+        code, offset, size, crc, facts, kept, _, key = row
+        assert run.keys[key] == name[: -len(run.extensions[code]) - 1]
         assert run.extensions[code] == name.rpartition("/")[2].partition(".")[2].lower()
         assert data[offset : offset + size] == content and facts == -1
         assert crc == (google_crc32c.value(content) if run.extensions[code] == "jpg" else -1)
@@ -108,9 +116,9 @@ def test_a_damaged_archive_is_never_read_otherwise_than_by_the_walk(which: int, 
     run, whole = scanned(bytes(data)), bytes(data)
     found = list(walk(lambda o, n: whole[o : o + n], len(whole)))
     wanted = [(m.name, m.offset, m.size) for m in found if isinstance(m, Member)]
-    assert members(run) == wanted[: len(run.names)]
+    assert members(run) == wanted[: len(members(run))]
     assert all(item.offset >= run.stop for item in found if not isinstance(item, Member))
-    assert all(offset - 512 >= run.stop for _, offset, _ in wanted[len(run.names) :])
+    assert all(offset - 512 >= run.stop for _, offset, _ in wanted[len(members(run)) :])
 
 
 def test_a_run_ends_where_its_rooms_are_full_and_the_next_goes_on_there() -> None:
@@ -118,7 +126,7 @@ def test_a_run_ends_where_its_rooms_are_full_and_the_next_goes_on_there() -> Non
     at, names = 0, []
     while True:
         run = scanned(data, at)
-        names += run.names
+        names += [name for name, _, _ in members(run)]
         at = run.stop
         if not run.more:
             break
@@ -129,8 +137,8 @@ def test_long_members_are_left_to_the_caller() -> None:
     data = made(
         [("a.jpg", bytes((4 << 20) + 1)), ("b.txt", bytes((64 << 10) + 1)), ("c.jpg", bytes(4 << 20))], FORMATS[0]
     )
-    table = np.frombuffer(scanned(data).table, np.int64).reshape(-1, 6)
-    assert table[:, 3].tolist() == [-1, -1, google_crc32c.value(bytes(4 << 20))] and (table[:, 5] == -1).all()
+    found = table(scanned(data))
+    assert found[:, 3].tolist() == [-1, -1, google_crc32c.value(bytes(4 << 20))] and (found[:, 5] == -1).all()
 
 
 def test_bytes_that_cannot_be_read_are_left_to_the_caller() -> None:
@@ -139,18 +147,18 @@ def test_bytes_that_cannot_be_read_are_left_to_the_caller() -> None:
         file.write(data[:6_000])
         file.flush()
         run = kernels.scan_tar(file.fileno(), 0, len(data), {"jpg": "sum"})
-    assert run is not None and run.names == ["a.jpg"] and list(run.table[3:]) == [-1, -1, -1]
+    assert run is not None and run.keys == ["a"] and list(run.table[3:6]) == [-1, -1, -1]
     closed = os.dup(0)
     os.close(closed)
     gone = kernels.scan_tar(closed, 0, len(data), {"jpg": "sum"})
-    assert gone is not None and gone.names == []
+    assert gone is not None and not gone.table
 
 
 def test_many_extensions_end_the_run_and_begin_the_next() -> None:
     data = made([(f"a.{i:x}x", b"") for i in range(300)], FORMATS[0])
     first = scanned(data)
-    assert 100 < len(first.names) < 130 and len(set(first.extensions)) == len(first.extensions)
-    assert scanned(data, first.stop).names[0] == f"a.{len(first.names):x}x"
+    assert 100 < len(first.table) // 8 < 130 and len(set(first.extensions)) == len(first.extensions)
+    assert members(scanned(data, first.stop))[0][0] == f"a.{len(first.table) // 8:x}x"
 
 
 def test_actions_are_checked() -> None:
