@@ -260,7 +260,8 @@ class PostgresCatalog(Catalog):
                 cursor = self._again(ask) if question else ask(self._ready())
             except DRIVER_ERRORS as error:
                 raise self._failed(placed(error, place), user_sql) from error
-            self._counted(cursor)
+            if not question:
+                self._counted(cursor)
             return cursor
 
     def raw_many(self, sql: str, rows: Sequence[Sequence[Any]], *, user_sql: str, place: Place) -> int:
@@ -349,6 +350,10 @@ class PostgresCatalog(Catalog):
                 self.execute(f"DEALLOCATE ALL -- schema {self._schema}")
             self._prepared_for = self._schema
         return int(row[1])
+
+    def forget_prepared(self) -> None:
+        """The next block begins without the statements that were prepared so far."""
+        self._prepared_for = 0
 
     def _is_open(self) -> bool:
         return self._status() in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)

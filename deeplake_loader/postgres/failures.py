@@ -48,6 +48,11 @@ def wants_retry(error: BaseException | None) -> bool:
     return isinstance(error, pg.SerializationFailure | pg.DeadlockDetected) or _is_made_twice(error)
 
 
+def is_overtaken(error: BaseException | None) -> bool:
+    """Whether a prepared statement's columns are not those that it had."""
+    return isinstance(error, pg.FeatureNotSupported) and "cached plan" in str(error)
+
+
 def _is_made_twice(error: BaseException | None) -> bool:
     """Whether another transaction made an object of that name at the same time: IF NOT EXISTS does not wait for it."""
     if isinstance(error, pg.UniqueViolation):

@@ -16,7 +16,7 @@ from psycopg.pq import Format
 
 from deeplake_loader.postgres.failures import translate_error
 from deeplake_loader.postgres.types import OIDS, is_native
-from deeplake_loader.rows import KEY_PREFIX, row_class
+from deeplake_loader.rows import KEY_PREFIX, at_once, row_class
 from deeplake_loader.types import ColumnType
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Answer:
             make = row_class(self._names)
             self._cursor.row_factory = lambda _cursor: make
         try:
-            return self._cursor.fetchall()
+            return at_once(self._cursor.fetchall)
         except psycopg.Error as error:
             raise translate_error(error) from error
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import DeeplakeError, InputError
+from deeplake_loader.postgres.failures import is_overtaken
 from deeplake_loader.postgres.keys import Keys
 from deeplake_loader.postgres.reading import brings_values, native_plan, native_stream_plan, place_in
 from deeplake_loader.postgres.results import Answer, ResultTypes
@@ -92,13 +93,15 @@ class PostgresRunner:
                 return self.select(plan, params, sql)
         try:
             return self.select(plan, params, sql)
-        except DeeplakeError:
-            del self._reads[sql]
+        except DeeplakeError as error:
+            self._reads.pop(sql, None)
             self._types.forget()
             again = self.plan(sql)
-            if again == plan:
+            if again == plan and not is_overtaken(error.__cause__):
                 raise
-        return self.select(again, params, sql)
+        self._catalog.forget_prepared()
+        with self._catalog.snapshot():
+            return self.select(again, params, sql)
 
     def select(self, plan: Plan, params: object, sql: str) -> RowSet:
         self._views.refresh(plan.reads)
@@ -122,7 +125,7 @@ class PostgresRunner:
         return columnar(self._catalog, self._types, plan, self._writer.bind(plan, params).values, sql)
 
     def _run(self, plan: Plan, text: str, values: Sequence[Any], sql: str, *, question: bool = False) -> Cursor:
-        binary = any(column.type is not None and column.type.is_vector for column in plan.results)
+        binary = bool([c for c in plan.results if c.type is not None and c.type.is_vector])
         return self._catalog.raw(
             text, values, user_sql=sql, place=lambda at: self._place(sql, at), binary=binary, question=question
         )
