@@ -11,9 +11,16 @@ transaction itself, up to the step. So a fork waits for no writer, and no writer
 snapshot is taken stays outside of it for ever. The row locks order the changes of one row as ``_dl_n`` does.
 
 Statement triggers with transition tables log twice as fast as row triggers do. Only the first image per key,
-transaction and step is kept. A statement of another tool's transaction makes that transaction a commit of its own:
-its row is written with the first change, and gets its number and snapshot when the transaction ends (a deferred
-trigger); so numbers never run against what is seen.
+transaction and step is kept. A statement is logged at its end, so what its row triggers changed has been logged before
+it. Where a statement began, its BEFORE trigger remembers (how far the log was); what others logged of its keys since
+then came after its own change of them and is taken back. For a key that the statement brought that is so only if the
+image is the row that it brought: a trigger may also have deleted an older row to make room (one with the very same
+values passes for the older one where the key is still there, unless the statement brought it twice). The actions of
+foreign keys change a row more than once in one transition table, where a row's later state is no image.
+
+A statement of another tool's transaction makes that transaction a commit of its own: its row is written with the first
+change, and gets its number and snapshot when the transaction ends (a deferred trigger); so numbers never run against
+what is seen.
 
 In the texts ``@b@`` stands for the bookkeeping's schema, ``@m@`` for main's, ``@path@`` for the functions' search path.
 """
@@ -130,6 +137,7 @@ DECLARE
   key text[] := @b@._dl_key(rel);
   stored text := @b@._dl_listed('', @b@._dl_columns(rel));
   logged text;
+  meant text;
   name text;
 BEGIN
   IF key IS NULL THEN
@@ -161,26 +169,68 @@ BEGIN
   END IF;
   logged := format('EXISTS (SELECT 1 FROM %s l WHERE %s AND l._dl_xid = pg_current_xact_id() AND l._dl_step = _dl_k)',
     log, @b@._dl_same('l', 'r', key));
+  meant := format('%s AND l._dl_xid = pg_current_xact_id() AND l._dl_step = _dl_k AND l._dl_n > _dl_start',
+    @b@._dl_same('l', 'r', key));
   EXECUTE format($make$
     CREATE OR REPLACE FUNCTION %1$s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = @path@ AS $f$
     #variable_conflict use_column
-    DECLARE _dl_k integer := @b@._dl_step();
+    DECLARE
+      _dl_k integer := @b@._dl_step();
+      _dl_open text := 'deeplake.open' || TG_RELID;
+      _dl_starts text := coalesce(current_setting(_dl_open, true), '');
+      _dl_last bigint := (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %8$s);
+      _dl_start bigint;
+      _dl_careful boolean;
     BEGIN
+      IF TG_WHEN = 'BEFORE' AND TG_OP <> 'TRUNCATE' THEN
+        PERFORM set_config(_dl_open, _dl_last || ',' || _dl_starts, true);
+        RETURN NULL;
+      END IF;
       PERFORM @b@._dl_note(%2$s);
-      IF TG_OP = 'INSERT' THEN
-        INSERT INTO %1$s (_dl_step, _dl_op, %3$s) SELECT _dl_k, 'I', %3$s FROM _dl_new;
-      ELSIF TG_OP = 'UPDATE' THEN
+      IF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO %1$s (_dl_step, _dl_op, %4$s) SELECT _dl_k, 'D', %4$s FROM %7$s r WHERE NOT %5$s;
+        RETURN NULL;
+      END IF;
+      _dl_start := coalesce(nullif(split_part(_dl_starts, ',', 1), '')::bigint, _dl_last);
+      PERFORM set_config(_dl_open, substr(_dl_starts, strpos(_dl_starts, ',') + 1), true);
+      _dl_careful := _dl_last > _dl_start;
+      IF _dl_careful AND TG_OP <> 'INSERT' THEN
+        DELETE FROM %1$s l USING _dl_old r WHERE %9$s;
+      END IF;
+      IF _dl_careful AND TG_OP <> 'DELETE' THEN
+        DELETE FROM %1$s l USING _dl_new r WHERE %9$s AND record_image_eq(ROW(%10$s), ROW(%11$s)) AND (l._dl_op = 'U'
+          OR l._dl_op = 'D' AND (NOT EXISTS (SELECT 1 FROM %7$s t WHERE %12$s)
+            OR (SELECT count(*) > 1 FROM _dl_new t WHERE %12$s)));
+      END IF;
+      IF TG_OP = 'DELETE' THEN
+        INSERT INTO %1$s (_dl_step, _dl_op, %4$s) SELECT _dl_k, 'D', %4$s FROM _dl_old r WHERE NOT %5$s;
+      ELSIF TG_OP = 'INSERT' THEN
+        IF _dl_careful THEN
+          INSERT INTO %1$s (_dl_step, _dl_op, %3$s) SELECT _dl_k, 'I', %3$s FROM _dl_new r WHERE NOT %5$s;
+        ELSE
+          INSERT INTO %1$s (_dl_step, _dl_op, %3$s) SELECT _dl_k, 'I', %3$s FROM _dl_new;
+        END IF;
+      ELSIF EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conrelid = TG_RELID AND c.contype = 'f'
+        AND (c.confupdtype IN ('c', 'n', 'd') OR c.confdeltype IN ('n', 'd'))) THEN
+        INSERT INTO %1$s (_dl_step, _dl_op, %4$s)
+          WITH o AS (SELECT row_number() OVER () _dl_i, * FROM _dl_old),
+          n AS (SELECT row_number() OVER () _dl_i, * FROM _dl_new)
+          SELECT _dl_k, 'U', %4$s FROM (SELECT DISTINCT ON (%3$s) * FROM o ORDER BY %3$s, _dl_i) r
+          WHERE NOT %5$s AND NOT EXISTS (SELECT 1 FROM n l JOIN o p ON p._dl_i = l._dl_i WHERE l._dl_i < r._dl_i
+            AND %13$s AND record_image_eq(ROW(%10$s), ROW(%11$s)) AND NOT (%14$s));
+        INSERT INTO %1$s (_dl_step, _dl_op, %3$s) SELECT DISTINCT _dl_k, 'I', %3$s FROM _dl_new r WHERE NOT %5$s;
+      ELSE
         INSERT INTO %1$s (_dl_step, _dl_op, %4$s) SELECT _dl_k, 'U', %4$s FROM _dl_old r WHERE NOT %5$s;
         INSERT INTO %1$s (_dl_step, _dl_op, %3$s) SELECT _dl_k, 'I', %3$s FROM _dl_new r
           WHERE NOT EXISTS (SELECT 1 FROM _dl_old o WHERE %6$s) AND NOT %5$s;
-      ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO %1$s (_dl_step, _dl_op, %4$s) SELECT _dl_k, 'D', %4$s FROM _dl_old r WHERE NOT %5$s;
-      ELSE
-        INSERT INTO %1$s (_dl_step, _dl_op, %4$s) SELECT _dl_k, 'D', %4$s FROM %7$s r WHERE NOT %5$s;
       END IF;
       RETURN NULL;
-    END $f$ $make$, log, number, @b@._dl_listed('', key), stored, logged, @b@._dl_same('o', 'r', key),
-    rel);
+    END $f$ $make$, log, number, @b@._dl_listed('', key), stored, logged, @b@._dl_same('o', 'r', key), rel,
+    pg_get_serial_sequence(log, '_dl_n'), meant, @b@._dl_listed('l.', @b@._dl_columns(rel)),
+    @b@._dl_listed('r.', @b@._dl_columns(rel)), @b@._dl_same('t', 'r', key), @b@._dl_same('l', 'r', key),
+    @b@._dl_same('p', 'l', key));
+  EXECUTE format('CREATE OR REPLACE TRIGGER _dl_log_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
+    'FOR EACH STATEMENT EXECUTE FUNCTION %s()', rel, log);
   EXECUTE format('CREATE OR REPLACE TRIGGER _dl_log_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS _dl_new '
     'FOR EACH STATEMENT EXECUTE FUNCTION %s()', rel, log);
   EXECUTE format('CREATE OR REPLACE TRIGGER _dl_log_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS _dl_old '
