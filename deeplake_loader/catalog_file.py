@@ -149,14 +149,28 @@ def prepare_tables(
             _make_tables(root, connection, storage)
             with store.file_errors("sync", root.folder):
                 store.sync_folder(root.folder)
-        found = dict(connection.execute("SELECT key, value FROM _dl_meta WHERE key IN ('format', 'storage')"))
+        found = dict(
+            connection.execute("SELECT key, value FROM _dl_meta WHERE key IN ('format', 'storage', 'claimed')")
+        )
+        if create and storage not in (None, found.get("storage")) and "claimed" not in found:
+            _replace_storage(connection, found, storage)
     except sqlite3.Error as error:
         raise translate_error(error) from error
     _check_format(root, str(found.get("format", "none")))
     kept: str | None = found.get("storage")
     if storage is not None and storage != (kept or root.folder):
-        raise InputError(f"{root.folder} keeps its bytes in {kept or 'itself'}, not in {storage}; leave storage= out")
+        raise InputError(
+            f"{root.folder} keeps its bytes in {kept or 'itself'}, not in {storage}; leave storage= out, "
+            "or move it with Database.relocate"
+        )
     return kept
+
+
+def _replace_storage(connection: sqlite3.Connection, found: dict[str, str], storage: str | None) -> None:
+    """What a new store was given before was none it could use, so it has nothing there."""
+    if "storage" in found and connection.execute("SELECT 1 FROM _dl_files").fetchone() is None:
+        connection.execute("UPDATE _dl_meta SET value = ? WHERE key = 'storage'", (storage,))
+        found["storage"] = str(storage)
 
 
 def _make_tables(root: store.Root, connection: sqlite3.Connection, storage: str | None) -> None:

@@ -53,6 +53,7 @@ RANKS = {
     "sql": 4,
     "order": 5,
     "fetching": 3,
+    "ownership": 4,
     "reader": 5,
     "decode": 5,
     "writing": 5,

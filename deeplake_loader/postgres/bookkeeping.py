@@ -74,7 +74,8 @@ def prepare(
         raise CorruptionError(f"the store in {address.shown} names no storage; restore its catalog from a copy")
     if storage is not None and _real(storage) != _real(kept):
         raise InputError(
-            f"the store in {address.shown} keeps its bytes in {kept}, not in {storage}; leave storage= out"
+            f"the store in {address.shown} keeps its bytes in {kept}, not in {storage}; leave storage= out, or "
+            "move it with Database.relocate"
         )
     return kept
 

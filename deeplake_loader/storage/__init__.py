@@ -24,6 +24,10 @@ class Access:
     cache_dir: str | os.PathLike[str] | None = None
     cache_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise InputError(f"storage_options= is a dict of options, got a {type(self.options).__name__}")
+
 
 def open_root(folder: str | None, storage: str | None, access: Access | None = None) -> Root:
     """The root of a store whose catalog lies in ``folder`` (None: in a database) and whose bytes lie in ``storage``, a

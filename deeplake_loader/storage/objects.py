@@ -28,6 +28,11 @@ SIGNED = ("http", "https")
 """Schemes whose query part may be a signature, which no message may show."""
 
 
+BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Schemes of object stores whose urls begin with a bucket's or container's name; they refuse to write over an object
+when asked to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """One object of a listing: its name below the folder, bytes, and when it was written (seconds since 1970, 0 where
@@ -144,7 +149,8 @@ def clean_url(url: str) -> str:
     """The url without a slash at its end.
 
     Raises:
-        InputError: it holds a user's name or password, which belong into the environment or ``storage_options=``.
+        InputError: it holds a user's name or password, which belong into the environment or ``storage_options=``, or
+            names no bucket.
     """
     parts = urlsplit(url)
     if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss", "az"):  # there the part before it is a container
@@ -152,6 +158,8 @@ def clean_url(url: str) -> str:
             f"{shown(url)!r} has credentials in it, which would be stored; put them into the environment or into "
             "storage_options="
         )
+    if parts.scheme in BUCKETS and not parts.netloc:
+        raise InputError(f"{shown(url)!r} names no bucket; write {parts.scheme}://bucket/prefix")
     return url.rstrip("/")
 
 

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
-from deeplake_loader.storage.objects import Span, Stored, shown, split_scheme
+from deeplake_loader.storage.objects import BUCKETS, Span, Stored, shown, split_scheme
 from deeplake_loader.storage.requests import Policy, Requests, status_of, storage_error
 from deeplake_loader.storage.traffic import Counters
 
@@ -262,7 +262,7 @@ class Remote:
     @property
     def _checked_create(self) -> bool:
         """Whether the storage itself refuses to write over what is there."""
-        return self._scheme in (*_S3, "gs", "gcs", "az", "abfs", "abfss")
+        return self._scheme in BUCKETS
 
     def _run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of a coroutine, run on the loop's thread."""
@@ -272,7 +272,15 @@ class Remote:
             if link.ready is None:
                 link.requests = Requests(self._policy, self.counters)
                 link.ready = asyncio.ensure_future(_prepare(link))
-            await asyncio.shield(link.ready)
+            try:
+                await asyncio.shield(link.ready)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"storage_options= of {self.url} or the environment's settings are none that its filesystem takes "
+                    f"({type(error).__name__}); check their names and values"
+                ) from error
+            except Exception as error:
+                raise storage_error(error, "reach", self.url) from error
             return await make()
 
         future = asyncio.run_coroutine_threadsafe(entered(), link.loop)

@@ -177,7 +177,8 @@ def storage_error(error: BaseException, doing: str, where: str, attempts: int = 
             f"{where}: cut, {error.found} bytes came where {error.wanted} were asked for; restore it from a copy"
         )
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"cannot {doing} {where}: it does not exist")
+        what = "its bucket or folder does not exist" if doing == "write" else "it does not exist"
+        return NotFoundError(f"cannot {doing} {where}: {what}")
     if isinstance(error, FileExistsError):
         return StoreError(f"cannot {doing} {where}: another writer made it first; nothing was overwritten")
     if isinstance(error, ImportError):

@@ -1,0 +1,101 @@
+"""Whose bytes lie below a storage: one store's, which says so in an object there, and how a store moves to another.
+
+`gc` removes what its catalog does not name, so two stores below one prefix would remove each other's bytes. The first
+to connect writes ``store.json`` below its storage, ``{"store": "<32 hex digits>"}`` with its own number, by a put that
+cannot overwrite; its catalog remembers that it did (_dl_meta "claimed"), so later connections ask nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from deeplake_loader import adopted, store
+from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
+from deeplake_loader.storage.objects import Objects, open_folder
+from deeplake_loader.store import object_of
+from deeplake_loader.tar import END
+
+if TYPE_CHECKING:
+    from deeplake_loader.catalog import Catalog
+
+OWNER = "store.json"
+"""Name of the object that tells whose the others are."""
+
+
+def claim(catalog: Catalog) -> None:
+    """Makes the storage this store's, unless it is; nothing for a store whose bytes lie in its own folder.
+
+    Raises:
+        InputError: another store's bytes lie there. NotFoundError: there is no such bucket.
+        StoreError: it is out of reach, or may not be written.
+    """
+    root = catalog.root
+    if (root.storage is None and root.data is None) or _fact(catalog, "claimed") is not None:
+        return
+    _claim(_objects(catalog), _fact(catalog, "store_id"))
+    catalog.connection.execute(  # no commit of the store's history
+        "INSERT INTO _dl_meta (key, value) VALUES ('claimed', 'yes') ON CONFLICT (key) DO NOTHING"
+    )
+
+
+def relocate(catalog: Catalog, place: str, options: Mapping[str, Any] | None) -> None:
+    """See `warming.StorageVerbs.relocate`."""
+    objects = open_folder(place, options=options)
+    with catalog.transaction("the storage moved") as _:
+        files = catalog.fetchall("SELECT url, size, kind, state FROM _dl_files ORDER BY id")
+        if any(state != "sealed" for *_, state in files):
+            raise InputError("shards of this store are still written to; call optimize(), copy the files, then move")
+        _check_whole(objects, [(url, size, kind) for url, size, kind, _ in files if not adopted.is_adopted(url)])
+        _claim(objects, _fact(catalog, "store_id"))
+        catalog.execute("DELETE FROM _dl_meta WHERE key IN ('storage', 'claimed')")
+        catalog.execute("INSERT INTO _dl_meta (key, value) VALUES ('storage', ?), ('claimed', 'yes')", (place,))
+
+
+def _check_whole(objects: Objects, files: list[tuple[str, int, str]]) -> None:
+    """Raises NotFoundError unless each of these is there in its length."""
+    there = {found.name: found.size for top in (store.SHARDS, store.VECTORS) for found in objects.list(f"{top}/")}
+    needed: dict[str, int] = {}
+    for url, size, kind in files:
+        needed[object_of(url)] = size + len(END) * (kind == "shard")  # the same for every part of one
+    lacking = [name for name, size in needed.items() if there.get(name, -1) < size]
+    if lacking:
+        raise NotFoundError(
+            f"{objects.url} lacks {len(lacking)} of the store's {len(needed)} files, or has them shorter, {lacking[0]} "
+            "first; copy shards/ and vectors/ there whole, then move"
+        )
+
+
+def _claim(objects: Objects, store_id: str | None) -> None:
+    if store_id is None:
+        raise CorruptionError("the catalog does not say which store it is of; restore it from a copy")
+    body = json.dumps({"store": store_id}).encode()
+    try:
+        objects.write(OWNER, body)
+    except StoreError as error:
+        if isinstance(error, NotFoundError) or _owner(objects) is None:
+            raise
+        raise InputError(
+            f"{objects.url} holds another store's bytes, or those of one whose catalog was lost, and gc would remove "
+            f"them; choose another folder or prefix (or remove {objects.url}/{OWNER} if nothing there is needed)"
+        ) from error
+
+
+def _owner(objects: Objects) -> bytes | None:
+    try:
+        return objects.read(OWNER)
+    except DeeplakeError:
+        return None
+
+
+def _objects(catalog: Catalog) -> Objects:
+    from deeplake_loader.storage.mirror import Mirror
+
+    root = catalog.root
+    return root.storage.objects if isinstance(root.storage, Mirror) else open_folder(root.base)
+
+
+def _fact(catalog: Catalog, key: str) -> str | None:
+    row = catalog.fetchone("SELECT value FROM _dl_meta WHERE key = ?", (key,))
+    return None if row is None else str(row[0])
