@@ -160,16 +160,14 @@ class Vectors(Participant):
     def _insert_file(self, values: Sequence[object], layout: Layout, written: Written | None) -> int:
         sql = (
             "INSERT INTO _dl_files (kind, table_name, column_name, url, state, count, size, checks, dtype, dimension) "
-            "VALUES ('vector', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            "VALUES ('vector', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
         )
         try:
-            file = self._catalog.execute(sql, (*values, layout.dtype, layout.dimension)).lastrowid
+            file = int(self._catalog.fetchone(sql, (*values, layout.dtype, layout.dimension))[0])
         except BaseException:
             if written is not None:
                 written.discard()
             raise
-        if file is None:
-            raise CorruptionError("the catalog gave no number to a new file; _dl_files is not the table it should be")
         if written is not None:
             self._written.append((file, written))
         return file
