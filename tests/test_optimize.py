@@ -203,6 +203,27 @@ def test_writers_and_optimizers_at_once_lose_nothing(db: deeplake.Database, fold
     assert contents(db) == expected(40) and db.verify().problems == ()
 
 
+def test_a_file_that_gc_is_about_to_remove_is_not_named(
+    db: deeplake.Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gc without an age limit comes between the new file and the commit that names it."""
+    real = compaction._switch
+
+    def raced(*given: Any) -> bool:
+        with deeplake.connect(folder) as other:
+            assert any(name.endswith((".tar", ".npy")) for name in other.gc(dry_run=False, older_than_s=0).files)
+        return real(*given)
+
+    monkeypatch.setattr(compaction, "_switch", raced)
+    assert compaction.merge_small(db._catalog) == 0
+    monkeypatch.undo()
+    assert contents(db) == expected(20) and db.verify().problems == ()
+    assert compaction.merge_small(db._catalog) == 8
+    db.gc(dry_run=False, older_than_s=0)
+    assert files(folder) == {".tar": 1, ".idx": 1, ".npy": 1} and contents(db) == expected(20)
+    assert db._catalog.fetchall("SELECT count(*) FROM _dl_retired WHERE retired_at > 0") == [(0,)]
+
+
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 _STEPS = ("write_at", "sync_folder")

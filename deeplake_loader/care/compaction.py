@@ -222,15 +222,20 @@ def _finished(fd: int, size: int, path: str) -> str:
         os.close(reader)
 
 
+class _LostError(Exception):
+    """Somebody else was faster."""
+
+
 # -- the switch --------------------------------------------------------------------------------------------------------
 
 
 def _switch(catalog: Catalog, chosen: Sequence[Whole], made: _Made) -> bool:
-    """Makes the rows name the new file, in one commit; False if they are not what was read any more."""
-    with catalog.transaction() as tx:
+    """Makes the rows name the new file, in one commit; False if they are not what was read any more, or if a gc, which
+    saw a file that nothing named, is about to remove it."""
+    with suppress(_LostError), catalog.transaction() as tx:
         rows = [row for whole in chosen for row in whole.rows]
         if not _unchanged(catalog, rows):
-            return False
+            raise _LostError
         for row in rows:
             if made.moved.get(row.id):
                 move = 'UPDATE _dl_members SET "offset" = "offset" + ? WHERE file = ? AND "offset" IS NOT NULL'
@@ -242,8 +247,11 @@ def _switch(catalog: Catalog, chosen: Sequence[Whole], made: _Made) -> bool:
             digests.forget_members(catalog, row.id)
         names = [whole.name for whole in chosen]
         retention.retire(catalog, [*names, *(sidecar_path(name) for name in names if name.endswith(".tar"))])
+        if retention.is_condemned(catalog, made.url):
+            raise _LostError
         tx.message = tx.message or "optimize"
-    return True
+        return True
+    return False
 
 
 def _unchanged(catalog: Catalog, rows: Sequence[FileRow]) -> bool:

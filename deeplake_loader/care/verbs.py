@@ -91,7 +91,9 @@ class CareVerbs:
                     os.unlink(self._catalog.root.path(name))
         return retention.Garbage(tuple(found.files), sum(found.files.values()), dry_run, uploads)
 
-    def optimize(self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False) -> None:
+    def optimize(
+        self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False, snapshot: bool = False
+    ) -> None:
         """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; merge
         small files into larger ones, under the addresses they have; take digests of the catalog's rows, which `verify`
         holds them against; make the lists that vector indexes lack, over PostgreSQL the matrices that searches scan.
@@ -103,6 +105,8 @@ class CareVerbs:
                 None keeps all. `log` then gives no counts for commits that are older, and `at` refuses them.
             scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
                 much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
+            snapshot: at the end put a snapshot of the catalog beside the shards, as `publish` without a url does: from
+                that a lost catalog comes back.
         """
         from deeplake_loader.care import compaction
         from deeplake_loader.merging import retention
@@ -117,6 +121,8 @@ class CareVerbs:
             self._statements.optimize()
         if scan_copies:
             self._copies.build()
+        if snapshot:
+            self.publish()
 
     def publish(
         self,

@@ -63,10 +63,11 @@ def verify_command(session: Session, repair: bool, catalog_only: bool, as_json: 
 @verb("optimize", example="deeplake-loader optimize --keep 30d")
 @click.option("--keep", type=Period(), help="Forget history older than this that nothing needs: 90, 30m, 12h, 7d, 4w.")
 @click.option("--scan-copies", is_flag=True, help="Keep float16 copies of large vector files, which searches read.")
-def optimize_command(session: Session, keep: timedelta | None, scan_copies: bool) -> None:
+@click.option("--snapshot", is_flag=True, help="Put a snapshot of the catalog beside the shards.")
+def optimize_command(session: Session, keep: timedelta | None, scan_copies: bool, snapshot: bool) -> None:
     """Seal open shards and resting vectors, merge small files, make what searches lack, take digests for `verify`."""
     with session.open(read_only=False) as db:
-        db.optimize(keep=keep, scan_copies=scan_copies)
+        db.optimize(keep=keep, scan_copies=scan_copies, snapshot=snapshot)
 
 
 @verb("gc", example="deeplake-loader gc --older-than 7d")
@@ -85,7 +86,7 @@ def gc_command(session: Session, delete: bool, older_than: timedelta, as_json: b
     note(f"{len(found.files):,} files, {amount(found.size)}{'' if delete else '; --delete removes them'}")
 
 
-@verb("publish", example="deeplake-loader publish s3://bucket/birds")
+@verb("publish", example="deeplake-loader publish ./for-everybody")
 @click.argument("url", required=False)
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
 def publish_command(session: Session, url: str | None, as_json: bool) -> None:

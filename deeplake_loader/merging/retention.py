@@ -47,10 +47,11 @@ class Garbage:
 @dataclass(frozen=True, slots=True)
 class Unreached:
     """``rows`` of _dl_files (number, URL) to which no address leads, and ``files`` with their bytes that nothing needs
-    once those are gone."""
+    once those are gone; ``stored``, the names of all files there are."""
 
     rows: list[tuple[int, str]]
     files: dict[str, int]
+    stored: frozenset[str] = frozenset()
 
 
 def period(value: object, name: str) -> timedelta:
@@ -98,7 +99,7 @@ def unreached(catalog: Catalog, older_than_s: float, kept: Iterable[str] = ()) -
         for name, found in stored.items()
         if _stem(name) not in needed and (_stem(name) in dead or is_old(name))
     }
-    return Unreached(list(gone.items()), files)
+    return Unreached(list(gone.items()), files, frozenset(stored))
 
 
 def strays(catalog: Catalog, kept: Iterable[str] = ()) -> list[str]:
@@ -142,10 +143,21 @@ def _stored(catalog: Catalog) -> Mapping[str, Stored]:
 def retire(catalog: Catalog, names: Iterable[str]) -> None:
     """Files that no row names any more from the caller's transaction on; readers that began before may still read
     them until `gc` takes them."""
+    _note(catalog, names, int(time.time() * 1000))
+
+
+def is_condemned(catalog: Catalog, name: str) -> bool:
+    """Whether `gc` is about to remove a file, which then must not be named: it may have found one that was just made.
+    To be asked at the end of the transaction that names it."""
+    query = f"SELECT 1 FROM {RETIRED} WHERE url = ? AND retired_at = 0"
+    return catalog.has_own(RETIRED) and catalog.fetchone(query, (name,)) is not None
+
+
+def _note(catalog: Catalog, names: Iterable[str], at: int) -> None:
     if not catalog.has_own(RETIRED):
         catalog.declare(_DECLARATION)
-    now = int(time.time() * 1000)
-    catalog.executemany(f"INSERT INTO {RETIRED} (url, retired_at) VALUES (?, ?)", [(name, now) for name in names])
+    insert = f"INSERT INTO {RETIRED} (url, retired_at) VALUES (?, ?) ON CONFLICT (url) DO UPDATE SET retired_at = "
+    catalog.executemany(f"{insert}excluded.retired_at", [(name, at) for name in names])
 
 
 def _retired(catalog: Catalog) -> dict[str, float]:
@@ -166,7 +178,10 @@ def forget(catalog: Catalog, found: Unreached) -> None:
         catalog.execute("DELETE FROM _dl_members WHERE file = ?", (file,))
         catalog.execute("DELETE FROM _dl_files WHERE id = ?", (file,))
     if catalog.has_own(RETIRED):
-        catalog.executemany(f"DELETE FROM {RETIRED} WHERE url = ?", [(name,) for name in found.files])
+        gone = [(name,) for name in _retired(catalog) if name not in found.stored]
+        catalog.executemany(f"DELETE FROM {RETIRED} WHERE url = ?", gone)
+    if found.files:
+        _note(catalog, found.files, 0)
 
 
 def remove(catalog: Catalog, names: Iterable[str]) -> None:
