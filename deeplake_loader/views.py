@@ -23,7 +23,7 @@ from deeplake_loader.branches import MAIN, Branches, Point, first_number, overla
 from deeplake_loader.catalog import Catalog, Participant
 from deeplake_loader.errors import NotFoundError
 from deeplake_loader.history import Shape, Term
-from deeplake_loader.sql.counting import less_name, more_name
+from deeplake_loader.sql.plan import less_name, more_name
 from deeplake_loader.store import encode_name
 from deeplake_loader.table_text import copied_index, copied_table
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.branches import MAIN, Branch, Point, overlay_name, shadow_name
 from deeplake_loader.errors import LockedError, NotFoundError
 from deeplake_loader.overlays import BranchWriter
-from deeplake_loader.postgres import rewriting
 from deeplake_loader.postgres.names import physical
 from deeplake_loader.references import References
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
@@ -28,6 +27,7 @@ from deeplake_loader.views import Views
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from deeplake_loader.postgres import rewriting
     from deeplake_loader.postgres.catalog import PostgresCatalog
     from deeplake_loader.postgres.history import PostgresHistory
     from deeplake_loader.sql.plan import Plan
@@ -239,6 +239,8 @@ class PostgresBranchWriter(BranchWriter):
         table = self._catalog.table(plan.target or "")
         if self._views.on_main or table is None or plan.kind not in ("insert", "update", "delete"):
             return None
+        from deeplake_loader.postgres import rewriting  # which knows the compiler's functions
+
         found = rewriting.change_of(text, table.name)
         if found is not None:
             self.ensure(self._views.branch, table.name)

@@ -27,7 +27,6 @@ from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import CorruptionError, DeeplakeError
 from deeplake_loader.history import LOG_PREFIX
 from deeplake_loader.matrices import BLOCK, HEADER, Layout, Sealed
-from deeplake_loader.postgres.scored import key_of
 from deeplake_loader.postgres.vectors import form_of, rows_from_wire, width_of
 from deeplake_loader.types import Table, quote_identifier
 
@@ -355,3 +354,10 @@ def _pieces(connection: Any, copy: str, width: int) -> Iterator[Array]:
         raise CorruptionError("PostgreSQL sent rows of different widths; the column holds vectors of another dimension")
     if len(held) > _COPY_HEAD + 2:
         yield np.frombuffer(bytes(held[_COPY_HEAD:-2]), np.uint8).reshape(-1, row)
+
+
+def key_of(table: Table) -> str | None:
+    """The key column by which a table's rows find theirs in a matrix; None for one that is no single whole number."""
+    names = table.primary_key
+    column = table.column(names[0]) if len(names) == 1 else None
+    return column.name if column is not None and column.type.name in ("SMALLINT", "INTEGER", "BIGINT") else None

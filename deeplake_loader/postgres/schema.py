@@ -15,7 +15,6 @@ from deeplake_loader import file_views
 from deeplake_loader.errors import InputError, SQLError, UnsupportedSQLError
 from deeplake_loader.postgres.declarations import Declared, alter_table, create_table
 from deeplake_loader.postgres.names import check_identifier
-from deeplake_loader.postgres.reading import place_in
 from deeplake_loader.postgres.types import type_of
 from deeplake_loader.sql.reader import Reading, read
 from deeplake_loader.types import Column, ColumnType, Table, quote_identifier
@@ -154,7 +153,8 @@ class PostgresSchema:
             while words[at][0] == "word" and words[at][1] in ("column", "if", "exists"):
                 at += 1
             column = table.column(words[at][1])
-            if column is not None:
+            stored = {c.name for c in self._history.shape(table.name).columns}  # a generated one can be made again
+            if column is not None and column.name in stored:
                 given = f"{quote_identifier(column.name)} IS NOT NULL"
                 self._history.refuse_loss(table.name, given, f"values of {column.name!r}", "drop the column")
 
@@ -176,6 +176,8 @@ class PostgresSchema:
         self._run(Declared(_without_concurrently(reading)), reading)
 
     def _run(self, declared: Declared, reading: Reading) -> None:
+        from deeplake_loader.postgres.reading import place_in
+
         self._catalog.raw(declared.sql, user_sql=reading.sql, place=lambda at: place_in(reading, declared.put_in, at))
 
     def _refuse_elsewhere(self, reading: Reading) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from deeplake_loader.errors import SQLError
+from deeplake_loader.postgres.matrices import key_of
 from deeplake_loader.sql import tree
 from deeplake_loader.sql.definitions import parse
 from deeplake_loader.sql.fast import ScoredBlock, scored_block
@@ -222,10 +223,3 @@ def _fast(
 def end_of(reading: Reading) -> int:
     """Where the statement ends, a closing semicolon left out."""
     return reading.tokens[-2].stop if len(reading.tokens) > 1 else len(reading.sql)
-
-
-def key_of(table: Table) -> str | None:
-    """The key column by which a table's rows find theirs in a matrix; None for one that is no single whole number."""
-    names = table.primary_key
-    column = table.column(names[0]) if len(names) == 1 else None
-    return column.name if column is not None and column.type.name in ("SMALLINT", "INTEGER", "BIGINT") else None

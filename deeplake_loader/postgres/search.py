@@ -23,8 +23,7 @@ from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.indexes import Indexes
 from deeplake_loader.matrices import Layout, Tail
-from deeplake_loader.postgres.matrices import LONGEST, SHORTEST, Held, Matrices
-from deeplake_loader.postgres.scored import key_of
+from deeplake_loader.postgres.matrices import LONGEST, SHORTEST, Held, Matrices, key_of
 from deeplake_loader.search.candidates import Candidates, Part
 from deeplake_loader.search.engine import Searcher, as_array
 from deeplake_loader.search.statements import Answer, Lists, Statements

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.errors import DeeplakeError, InputError
 from deeplake_loader.postgres.failures import is_overtaken
 from deeplake_loader.postgres.keys import Keys
-from deeplake_loader.postgres.reading import brings_values, native_plan, native_stream_plan, place_in
 from deeplake_loader.postgres.results import Answer, ResultTypes
 from deeplake_loader.postgres.schema import PostgresSchema
-from deeplake_loader.postgres.scored import insertions
 from deeplake_loader.rows import KEY_PREFIX, RowSet
 from deeplake_loader.sql.plan import Plan
 from deeplake_loader.sql.reader import read
@@ -62,12 +60,16 @@ class PostgresRunner:
         return self._plans.get(sql, sql, self._compile)
 
     def _compile(self, sql: str, tables: Mapping[str, Table]) -> Plan:
+        from deeplake_loader.postgres.reading import native_plan  # a cached plan needs no compiler
+
         return native_plan(sql, tables, self._catalog.address.bookkeeping)
 
     def stream_plan(self, sql: str) -> Plan:
         return self._plans.get(f"{KEY_PREFIX}:{sql}", sql, self._compile_stream)
 
     def _compile_stream(self, sql: str, tables: Mapping[str, Table]) -> Plan:
+        from deeplake_loader.postgres.reading import native_stream_plan
+
         return native_stream_plan(sql, tables, self._catalog.address.bookkeeping)
 
     # -- statements ------------------------------------------------------------------------------------------------
@@ -131,6 +133,9 @@ class PostgresRunner:
         )
 
     def _place(self, sql: str, position: int) -> int:
+        from deeplake_loader.postgres.reading import place_in
+        from deeplake_loader.postgres.scored import insertions
+
         reading = read(sql, native=True)
         return place_in(reading, insertions(reading, self._catalog.address.bookkeeping), position)
 
@@ -181,6 +186,8 @@ class PostgresRunner:
 
     def _returned_key(self, plan: Plan, sql: str) -> str | None:
         """The key that an INSERT of few rows shall give back: a whole number, and nothing else comes back."""
+        from deeplake_loader.postgres.reading import brings_values
+
         table = None if plan.kind != "insert" or plan.returning else self._catalog.table(plan.target or "")
         if table is None or not brings_values(sql):
             return None

@@ -9,23 +9,14 @@ from __future__ import annotations
 
 from deeplake_loader.sql import sources, tree
 from deeplake_loader.sql.functions import VOLATILE
+from deeplake_loader.sql.plan import less_name, more_name
 from deeplake_loader.sql.queries import QueryCompiler
 from deeplake_loader.sql.scope import Scope
 from deeplake_loader.sql.values import Context, identifier
-from deeplake_loader.types import RESERVED_PREFIX, quote_identifier
+from deeplake_loader.types import quote_identifier
 
 KEYS = ("TEXT", "SMALLINT", "INTEGER", "BIGINT", "BOOLEAN", "DATE", "TIMESTAMP", "UUID")
 """Types whose equal values are the same value, whichever part they come from."""
-
-
-def less_name(table: str) -> str:
-    """The TEMP view of main's rows that are hidden."""
-    return f"{RESERVED_PREFIX}less_{table}"
-
-
-def more_name(table: str) -> str:
-    """The TEMP view of the rows that are shown besides main's."""
-    return f"{RESERVED_PREFIX}more_{table}"
 
 
 def counted(context: Context, query: tree.Query) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from deeplake_loader.errors import InputError
-from deeplake_loader.types import ColumnType, Table, VectorIndex
+from deeplake_loader.types import RESERVED_PREFIX, ColumnType, Table, VectorIndex
 
 Kind = Literal[
     "select", "insert", "update", "delete", "create_table", "create_index", "drop_table", "drop_index", "alter_table",
@@ -266,6 +266,16 @@ def _positional(params: object, expected: int) -> Sequence[object]:
     if isinstance(params, str | bytes) or not isinstance(params, Sequence):
         raise InputError(f"parameters must be a list or tuple, got {type(params).__name__}; write [value]")
     return params
+
+
+def less_name(table: str) -> str:
+    """The TEMP view of main's rows that are hidden on a branch."""
+    return f"{RESERVED_PREFIX}less_{table}"
+
+
+def more_name(table: str) -> str:
+    """The TEMP view of the rows that are shown besides main's."""
+    return f"{RESERVED_PREFIX}more_{table}"
 
 
 def _value(bind: Bind, values: Mapping[int | str, object], winners: str) -> object:
