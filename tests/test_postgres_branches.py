@@ -243,3 +243,28 @@ def test_a_change_for_many_rows_does_on_a_branch_what_it_does_on_main(table: dee
     assert [row[1:] for row in shown(table)] == [row[1:] for row in expected]
     given = [row[0] for row in expected if row[0] < 4 or "id" in statement.partition("VALUES")[0]]
     assert set(given) <= {row[0] for row in shown(table)}
+
+
+@only
+def test_a_handle_at_a_point_keeps_nobody_from_changing_the_tables(table: deeplake.Database, place: Any) -> None:
+    table.tag("v")
+    table.execute("UPDATE t SET a = 'new'")
+    table.branch("x", from_="main")
+    with table.at("v") as then, psql(place) as other:
+        assert [row.a for row in then.execute("SELECT * FROM t ORDER BY id")] == ["one", "two", "three"]
+        table.execute("ALTER TABLE t DROP COLUMN g")
+        assert then.execute("SELECT * FROM t WHERE id = 1").fetchall() == [(1, "one", 10)]
+        table.execute("ALTER TABLE t ADD COLUMN c INTEGER DEFAULT 5")
+        assert then.execute("SELECT * FROM t WHERE id = 1").fetchall() == [(1, "one", 10, 5)]
+        assert then.execute("SELECT count(*), max(a) FROM t").fetchall() == [(3, "two")]
+        with pytest.raises(errors.StoreError, match="read-only"):
+            then.execute("WITH d AS (DELETE FROM t RETURNING *) SELECT * FROM d")
+        assert read(other, "SELECT count(*) FROM pg_class WHERE relnamespace::regnamespace::text ~ '^pg_temp'") == [
+            (0,)
+        ]
+        table.checkout("main")
+        table.delete_branch("x")
+        table.untag("v")
+        table.execute("DROP TABLE t")
+        with pytest.raises(errors.DeeplakeError, match="t"):
+            then.execute("SELECT * FROM t")

@@ -1,7 +1,7 @@
 """Which branch or point a handle shows, and its writes there.
 
 A branch is shown by the search path: its schema of views comes before main's. A point of history is shown by TEMP views
-of the tables' names, which come before everything. Writes of this package go to the overlay itself, so that upserts,
+of the tables' names, which come before everything and last as long as the transaction that reads them. Writes of this package go to the overlay itself, so that upserts,
 row counts and constraints are the database's own:
 
     UPDATE t SET ... WHERE w      main's rows among SELECT key FROM t WHERE w are taken over;
@@ -48,7 +48,9 @@ class PostgresViews(Views):
         self._catalog, self._history = catalog, history
         self.branch, self.fixed = MAIN, False
         self._seq = 0
-        self._texts: list[str] = []
+        self._shown: Point | None = None
+        self._texts: dict[str, str] = {}
+        self._made: tuple[int, int, set[str]] = (-1, -1, set())  # the schema's number, the block's, the views there
         self._committed = self.point
         catalog.participants.append(self)
 
@@ -78,17 +80,24 @@ class PostgresViews(Views):
         """Show a point of history, which never changes, on a handle that shows nothing else from now on."""
         self.branch, self.fixed, self._seq = point.branch, True, point.seq
         self._catalog.branch = point.branch
-        self._committed = self.point
-        for table in self._catalog.tables().values():
-            rows = self._history.whole(table.name, point)
-            self._texts.append(f"CREATE TEMP VIEW {quote_identifier(table.name)} AS {rows}")
-        self._catalog.add_hook(self._make_views_of_point)
+        self._committed, self._shown = self.point, point
+        self._catalog.make_views_while_reading()
 
-    def _make_views_of_point(self, connection: Any) -> None:
-        with connection.transaction():
-            connection.execute("SET TRANSACTION READ WRITE")  # a read-only handle may write nothing but these
-            for text in self._texts:
-                connection.execute(text)
+    def _make_views_of_point(self, tables: set[str]) -> None:
+        """TEMP views in the block that reads them, with which they go: one that stayed would keep everybody else from
+        dropping a column of its table."""
+        version = self._catalog.schema_version(), self._catalog.block
+        if version[0] != self._made[0]:
+            self._texts.clear()
+        made = self._made[2] if version == self._made[:2] else set[str]()
+        for table in self._catalog.tables().values():
+            if table.name in made or (tables and table.name not in tables):
+                continue
+            if table.name not in self._texts and self._shown is not None:
+                self._texts[table.name] = self._history.whole(table.name, self._shown)
+            self._catalog.execute(f"CREATE TEMP VIEW {quote_identifier(table.name)} AS {self._texts[table.name]}")
+            made.add(table.name)
+        self._made = *version, made
 
     @contextmanager
     def showing(self, branch: int) -> Iterator[None]:
@@ -103,10 +112,13 @@ class PostgresViews(Views):
         finally:
             self._go(before)
 
-    def refresh(self, _tables: Iterable[str]) -> None:
+    def refresh(self, tables: Iterable[str]) -> None:
         """Make sure that the branch's views are where this handle looks for them: inside the block that reads them,
         until whose end nobody renames or deletes the branch."""
-        if self.fixed or self.branch == MAIN:
+        if self.fixed:
+            self._make_views_of_point(set(tables))
+            return
+        if self.branch == MAIN:
             return
         row = self._catalog.fetchone(
             "SELECT b.place, b.deleted_at IS NULL, to_regnamespace(quote_ident(b.place)) IS NOT NULL, b.name "

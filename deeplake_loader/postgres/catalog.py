@@ -81,6 +81,7 @@ class PostgresCatalog(Catalog):
     def __init__(self, address: Address, root: store.Root, *, read_only: bool, timeout_s: float) -> None:
         self.address = address
         self.path: tuple[str, ...] = ()
+        self._reading = "READ ONLY"
         super().__init__(root, read_only=read_only, timeout_s=timeout_s)
 
     def _reset(self) -> None:
@@ -90,6 +91,8 @@ class PostgresCatalog(Catalog):
         self._writes = 0
         self._sealed_at: int | None = None
         self._xid: str | None = None
+        self.block = 0
+        """Counts transactions and snapshots."""
 
     @classmethod
     def open(
@@ -327,7 +330,11 @@ class PostgresCatalog(Catalog):
         self._sealed_at = self._xid = None
 
     def _start_reading(self) -> int:
-        return self._open_block("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return self._open_block(f"BEGIN ISOLATION LEVEL REPEATABLE READ {self._reading}")
+
+    def make_views_while_reading(self) -> None:
+        """From now on a block of reads may make TEMP views, which go with it."""
+        self._reading = "READ WRITE"
 
     def _open_block(self, begin: str) -> int:
         """The newest commit, with the schema's number: one question for all three, half of what a small query costs."""
@@ -344,6 +351,7 @@ class PostgresCatalog(Catalog):
             self._undo()
             raise StoreError(f"the store in {self.name} has lost its bookkeeping; restore its catalog from a copy")
         self._schema = int(row[0])
+        self.block += 1
         if self._schema != self._prepared_for:  # a prepared SELECT * fails once its columns have changed
             if self._prepared_for >= 0:
                 # psycopg looks at what a statement did to its prepared ones only when the text is new to it

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 Cursor = psycopg.RawCursor[tuple[Any, ...]]
 Types = tuple[ColumnType | None, ...]
 Shape = tuple[tuple[str, ...], Types]
-_MAX_SHAPES = 1_000
+_MAX_SHAPES, _MAX_ORIGINS = 1_000, 100_000  # views of a point in history are new ones in each transaction
 _SCALAR = {oid: ColumnType(name) for oid, name in OIDS.items()}
 _ORIGINS = (
-    "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
-    "WHERE c.oid = %s AND a.attnum = %s"
+    "SELECT c.relname, a.attnum, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+    "WHERE c.oid = %s AND a.attnum > 0"
 )
 
 
@@ -98,10 +98,14 @@ class ResultTypes:
     def _origin(self, table: int, column: int) -> ColumnType | None:
         key = table, column
         if key not in self._origins:
-            row: Any = self._catalog.fetchone(_ORIGINS, key, native=True)
-            found = None if row is None else self._catalog.table(row[0])
-            named = None if found is None or row is None else found.column(row[1])
-            self._origins[key] = None if named is None else named.type
+            if len(self._origins) >= _MAX_ORIGINS:
+                self._origins.clear()
+            rows: list[Any] = self._catalog.fetchall(_ORIGINS, (table,), native=True)
+            found = self._catalog.table(rows[0][0]) if rows else None
+            for _, number, name in rows:
+                named = None if found is None else found.column(name)
+                self._origins[table, number] = None if named is None else named.type
+            self._origins.setdefault(key, None)
         return self._origins[key]
 
 
