@@ -309,6 +309,13 @@ def test_a_stores_own_server_is_shared_and_stops_with_its_last_user(tmp_path: Pa
         assert db.root == str(moved)
 
 
+def test_the_server_of_a_folder_is_no_address_of_its_store(tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "store", catalog="postgres"):
+        socket = (tmp_path / "store" / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[4]
+        with pytest.raises(InputError, match="connect to the folder"):
+            deeplake.connect(f"postgresql://postgres@/postgres?host={socket}")
+
+
 def test_a_store_in_a_file_gets_no_server(tmp_path: Path) -> None:
     deeplake.connect(tmp_path).close()
     with pytest.raises(InputError, match="sqlite catalog"):

@@ -14,8 +14,6 @@ from deeplake_loader.postgres.connection import Address, Connection
 from deeplake_loader.postgres.server import Server, is_there
 from deeplake_loader.storage import Access, open_root
 
-_STORAGE = "."  # the store's own folder, wherever it is moved to
-
 
 @dataclass(frozen=True, slots=True)
 class ServerLocation:
@@ -64,8 +62,8 @@ class EmbeddedPostgres(PostgresCatalog):
             address = server.address()
             connection = address.dial(read_only=read_only, timeout_s=timeout_s)
             may = create and not read_only
-            kept = bookkeeping.prepare(connection, address, storage, create=may, default=_STORAGE)
-            root = root or open_root(folder, None if kept == _STORAGE else kept, access)
+            kept = bookkeeping.prepare(connection, address, storage, create=may, default=bookkeeping.OWN_FOLDER)
+            root = root or open_root(folder, None if kept == bookkeeping.OWN_FOLDER else kept, access)
             made = cls(server, address, root, read_only=read_only, timeout_s=timeout_s)
             made._connection = connection
         except BaseException:
