@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,3 +321,10 @@ def test_the_console_script_is_the_command_and_help_imports_nothing_heavy() -> N
 def test_the_program_is_a_click_group_that_knows_no_other_name() -> None:
     assert cli.program.get_command(None, "nope") is None
     assert cli.program.list_commands(click.Context(cli.program)) == COMMANDS
+
+
+def test_a_command_leaves_no_thread_and_no_wakeup_behind(store: Path) -> None:
+    before = threading.active_count()
+    ran(store, "tables")
+    assert threading.active_count() == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -7,12 +7,14 @@ A branch that was checked out is remembered per user and store, in a file named 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplake_loader.cli.interrupts import stop_on_interrupt
+from deeplake_loader.cli.interrupts import stopping_on_interrupt
 from deeplake_loader.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -27,32 +29,30 @@ class Session:
     branch: str | None
     named: bool
 
-    def open(self, *, read_only: bool = True, at: str | None = None) -> Database:
-        """The store on its branch, or at a tag, a commit id or a time of that branch; none is made.
+    @contextmanager
+    def open(self, *, read_only: bool = True, at: str | None = None) -> Iterator[Database]:
+        """The store on its branch, or at a tag, a commit id or a time of that branch, for a block; none is made.
 
         Raises:
             NotFoundError: no store there, no such branch, no such point.
         """
+        with self._connect(read_only) as db, stopping_on_interrupt(db):
+            self._checkout(db)
+            if at is None:
+                yield db
+                return
+            with db.at(at) as then, stopping_on_interrupt(then):
+                yield then
+
+    def _connect(self, read_only: bool) -> Database:
         from deeplake_loader.database import connect
 
         try:
-            db = connect(self.store, create=False, read_only=read_only)
+            return connect(self.store, create=False, read_only=read_only)
         except NotFoundError as error:
             if self.named:
                 raise
             raise NotFoundError(f"{error}; name a store by --store or $DEEPLAKE_STORE") from error
-        try:
-            stop_on_interrupt(db)
-            self._checkout(db)
-            if at is None:
-                return db
-            then = db.at(at)
-            stop_on_interrupt(then)
-        except BaseException:
-            db.close()
-            raise
-        db.close()
-        return then
 
     def _checkout(self, db: Database) -> None:
         name = self.branch or os.environ.get("DEEPLAKE_BRANCH")
