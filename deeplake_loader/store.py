@@ -130,7 +130,7 @@ def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "; nothing of this statement was written: free space and run it again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "; check the permissions of the store's folder"
+        return "; check the permissions of the store's folder, or of the cache's (cache_dir=) where the store is remote"
     return ""
 
 

@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 Fault = Callable[[int, "Request"], str | None]
 """What happens to a request, by its number: "503", "reset", "short" (Content-Length matches), "cut" (it does not),
-"flip", "stall", or None."""
+"flip", "stall", a status with S3's code for it ("403 InvalidAccessKeyId"), or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,10 @@ def _handler(proxy: Proxy, host: str, port: int) -> type[BaseHTTPRequestHandler]
             body = self._body()
             if proxy.latency_s:
                 time.sleep(proxy.latency_s)
-            if spoiled == "503":
-                self._answer(503, [("Content-Type", "application/xml")], b"<Error><Code>SlowDown</Code></Error>")
+            if spoiled and spoiled[0].isdigit():
+                status, _, code = spoiled.partition(" ")
+                body = f"<Error><Code>{code or 'SlowDown'}</Code></Error>".encode()
+                self._answer(int(status), [("Content-Type", "application/xml")], body)
             elif spoiled == "reset":
                 self.close_connection = True
                 self.connection.close()

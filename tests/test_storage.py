@@ -232,3 +232,25 @@ def test_an_environment_that_was_mended_counts_from_the_next_connection_on(
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     Remote(url, policy=QUICK).write("x", b"body")
     assert Remote(url, policy=QUICK).read("x", 0, 4) == b"body"
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        ("403 RequestTimeTooSkewed", "clock of this machine"),
+        ("400 AuthorizationHeaderMalformed", "another region"),
+        ("403 SignatureDoesNotMatch", "secret key"),
+        ("400 ExpiredToken", "token has expired"),
+        ("403 AccessDenied", "access was refused"),
+        ("404 NoSuchBucket", "does not exist"),
+        ("416 InvalidRange", "cut"),
+    ],
+)
+def test_what_the_storage_refuses_is_an_error_with_its_reason(proxy: Proxy, answer: str, hint: str) -> None:
+    folder = remote()
+    folder.write("x", b"body")
+    proxy.fault = lambda number, request: answer
+    proxy.log.clear()
+    with pytest.raises(DeeplakeError, match=hint):
+        folder.read("x", 0, 4)
+    assert len(proxy.log) <= 3, "asking again changes nothing"

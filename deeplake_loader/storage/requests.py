@@ -176,6 +176,8 @@ def storage_error(error: BaseException, doing: str, where: str, attempts: int = 
         return CorruptionError(
             f"{where}: cut, {error.found} bytes came where {error.wanted} were asked for; restore it from a copy"
         )
+    if status_of(error) == 416:
+        return CorruptionError(f"{where}: cut, it ends before the bytes that were asked for; restore it from a copy")
     if isinstance(error, FileNotFoundError):
         what = "its bucket or folder does not exist" if doing == "write" else "it does not exist"
         return NotFoundError(f"cannot {doing} {where}: {what}")
@@ -190,15 +192,43 @@ def storage_error(error: BaseException, doing: str, where: str, attempts: int = 
     return StoreError(f"cannot {doing} {where}{tried}: {_reason(error)}")
 
 
+_HINTS = {
+    "RequestTimeTooSkewed": "the clock of this machine differs from the storage's; set it",
+    "AuthorizationHeaderMalformed": "the bucket lies in another region",
+    "PermanentRedirect": "the bucket lies in another region",
+    "IllegalLocationConstraintException": "the bucket lies in another region",
+    "InvalidAccessKeyId": "the storage does not know the access key",
+    "SignatureDoesNotMatch": "the secret key is not that of the access key",
+    "ExpiredToken": "the session's token has expired",
+    "InvalidToken": "the session's token is not valid",
+}
+"""Codes of S3 that say more than their status."""
+
+
 def _reason(error: BaseException) -> str:
-    name, status = type(error).__name__, status_of(error)
+    name, status, code = type(error).__name__, status_of(error), _code(error)
+    if code in _HINTS:
+        region = "; give its region by AWS_DEFAULT_REGION or client_kwargs" if "region" in _HINTS[code] else ""
+        return f"{_HINTS[code]} ({code}){region}; see the environment or storage_options="
     if isinstance(error, PermissionError) or status in (401, 403) or name.endswith("CredentialsError"):
-        return f"access was refused ({name}); check the credentials in the environment or storage_options="
+        return f"access was refused ({code or name}); check the credentials in the environment or storage_options="
     if isinstance(error, TimeoutError):
         return "no answer before the deadline; check the network and the endpoint"
     if status is not None:
-        return f"the storage answered with status {status}"
+        return f"the storage answered with status {status}" + (f" ({code})" if code else "")
     if isinstance(error, OSError) and error.errno is not None:
-        code = errno.errorcode.get(error.errno, str(error.errno))
-        return f"{name} ({code}); check the network and the endpoint"
+        number = errno.errorcode.get(error.errno, str(error.errno))
+        return f"{name} ({number}); check the network and the endpoint"
     return f"{name}; check the network, the endpoint and the url"
+
+
+def _code(error: BaseException) -> str:
+    """S3's word for what went wrong, empty where there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response: Any = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            found = str(response.get("Error", {}).get("Code", ""))
+            return found if found.isalpha() and len(found) < 50 else ""
+        seen = seen.__cause__
+    return ""
