@@ -1,8 +1,8 @@
 """Which branch or point a handle shows, and its writes there.
 
 A branch is shown by the search path: its schema of views comes before main's. A point of history is shown by TEMP views
-of the tables' names, which come before everything and last as long as the transaction that reads them. Writes of this package go to the overlay itself, so that upserts,
-row counts and constraints are the database's own:
+of the tables' names, which come before everything and last as long as the transaction that reads them. Writes of this
+package go to the overlay itself, so that upserts, row counts and constraints are the database's own:
 
     UPDATE t SET ... WHERE w      main's rows among SELECT key FROM t WHERE w are taken over;
                                   then UPDATE <overlay> AS t SET ... WHERE w
@@ -48,7 +48,7 @@ class PostgresViews(Views):
         self._catalog, self._history = catalog, history
         self.branch, self.fixed = MAIN, False
         self._seq = 0
-        self._shown: Point | None = None
+        self._past: Point | None = None
         self._texts: dict[str, str] = {}
         self._made: tuple[int, int, set[str]] = (-1, -1, set())  # the schema's number, the block's, the views there
         self._committed = self.point
@@ -80,7 +80,7 @@ class PostgresViews(Views):
         """Show a point of history, which never changes, on a handle that shows nothing else from now on."""
         self.branch, self.fixed, self._seq = point.branch, True, point.seq
         self._catalog.branch = point.branch
-        self._committed, self._shown = self.point, point
+        self._committed, self._past = self.point, point
         self._catalog.make_views_while_reading()
 
     def _make_views_of_point(self, tables: set[str]) -> None:
@@ -93,8 +93,8 @@ class PostgresViews(Views):
         for table in self._catalog.tables().values():
             if table.name in made or (tables and table.name not in tables):
                 continue
-            if table.name not in self._texts and self._shown is not None:
-                self._texts[table.name] = self._history.whole(table.name, self._shown)
+            if table.name not in self._texts and self._past is not None:
+                self._texts[table.name] = self._history.whole(table.name, self._past)
             self._catalog.execute(f"CREATE TEMP VIEW {quote_identifier(table.name)} AS {self._texts[table.name]}")
             made.add(table.name)
         self._made = *version, made
