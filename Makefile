@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-long: .venv/ready
 	$(BIN)/python -m pytest --override-ini "addopts=--strict-markers" --hypothesis-profile long

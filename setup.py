@@ -141,6 +141,7 @@ setup(
             "pytest>=8",
             "moto[server]>=5",
             "s3fs>=2025.2",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",
