@@ -1,8 +1,8 @@
 """An ORM over a store: models with vectors and images, a branch to try things on, search, and the merge back.
 
-    python examples/orm.py [store]
+    python examples/orm.py [store] [sqlite | postgres]
 
-Needs no network and no GPU; takes seconds.
+The store is made with that catalog; the second needs the extra [postgres]. Needs no network and no GPU; takes seconds.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def search(engine: sa.Engine, query: np.ndarray) -> list[str]:
         return [f"{picture.prompt} of {picture.run.model}: {score:.3f}" for picture, score in session.execute(best)]
 
 
-def main(store: str) -> None:
+def main(store: str, catalog: str | None = None) -> None:
     rng = np.random.default_rng(0)
-    with deeplake.connect(store) as db:
+    with deeplake.connect(store, catalog=catalog) as db:  # type: ignore[arg-type]
         fill(db.engine, rng)
         print("best:", *search(db.engine, rng.standard_normal(16)), sep="\n  ")
 
@@ -82,4 +82,4 @@ def main(store: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+    main(*(sys.argv[1:] or [tempfile.mkdtemp()]))

