@@ -339,6 +339,40 @@ def test_objects_are_merged_and_removed_and_unfinished_uploads_given_up(s3: Prox
         assert len(s3.gets) <= 3, "one object of each kind"
 
 
+@pytest.mark.parametrize("cache_bytes", [None, 0, 300_000])
+def test_a_stream_from_a_storage_reads_on_while_its_objects_go(
+    s3: Proxy, tmp_path: Path, cache_bytes: int | None
+) -> None:
+    with deeplake.connect(
+        tmp_path / "s", storage=fresh_url(), cache_dir=tmp_path / "cache", cache_bytes=cache_bytes
+    ) as db:
+        fill(db, files=6)
+        query = "SELECT id, data, e FROM t"
+        stream = db.stream(query, batch_size=1, shuffle=True, prefetch=1, transforms={"data": deeplake.Raw()})
+        seen = []
+        for k, batch in enumerate(stream):
+            seen.append((int(batch["id"][0]), bytes(batch["data"][0]), batch["e"][0].tolist()))
+            if k == 0:
+                with deeplake.connect(tmp_path / "s", cache_dir=tmp_path / "other") as other:
+                    other.optimize()
+                    assert len(other.gc(dry_run=False, older_than_s=0).files) == 18
+        assert sorted(seen) == expected(30) == contents(db)
+
+
+def test_a_merged_store_moves_to_another_folder(db: deeplake.Database, folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    db.optimize()
+    db.gc(dry_run=False, older_than_s=0)
+    for top in ("shards", "vectors"):
+        shutil.copytree(folder / top, tmp_path / "new" / top)
+    db.relocate(tmp_path / "new")
+    for top in ("shards", "vectors"):
+        shutil.rmtree(folder / top)
+    with deeplake.connect(folder) as moved:
+        assert contents(moved) == expected(20) and moved.verify().problems == ()
+
+
 def test_shards_of_a_store_over_postgresql_are_merged(postgres_server: Any, tmp_path: Path) -> None:
     name = postgres_server.database()
     with deeplake.connect(postgres_server.url(name), storage=tmp_path / "bytes") as db:

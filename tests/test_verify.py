@@ -377,6 +377,21 @@ def test_a_store_over_postgresql_is_verified(postgres_server: Any, tmp_path: Pat
     postgres_server.drop(name)
 
 
+def test_a_damaged_matrix_over_postgresql_is_made_anew(postgres_server: Any, tmp_path: Path) -> None:
+    name = postgres_server.database()
+    vectors = np.random.default_rng(0).normal(size=(10_000, 8)).astype(np.float32)
+    with deeplake.connect(postgres_server.url(name), storage=tmp_path / "bytes") as db:
+        db.execute("CREATE TABLE v (id BIGINT PRIMARY KEY, e VECTOR(8))")
+        db.insert("v", {"e": vectors})
+        db.optimize()
+        flip(only(tmp_path / "bytes", "matrices/v/e/*.npy"), 50_000)
+    with deeplake.connect(postgres_server.url(name)) as db:
+        assert kinds(db.verify()) == {"derived"}
+        assert db.verify(repair=True).ok and db.verify().problems == ()
+        assert np.load(only(tmp_path / "bytes", "matrices/v/e/*.npy")).tobytes() == vectors.tobytes()
+    postgres_server.drop(name)
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What is made of vector files and can be made again: scan copies, and the lists of vector indexes."""
+"""What is made of vectors and can be made again: scan copies, lists of vector indexes, matrices over PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deeplake_loader.care.report import Finding, Problem
 if TYPE_CHECKING:
     from deeplake_loader.indexes import Indexes
     from deeplake_loader.search.copies import Copies
+    from deeplake_loader.search.statements import Statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,13 @@ class Derived:
 
     copies: Copies
     indexes: Indexes
+    statements: Statements
 
 
 def check(made: Derived) -> list[Finding]:
     """What is wrong with them; what is merely not there is no problem."""
-    return [*_copies(made.copies), *_lists(made.indexes)]
+    matrices = (Finding(Problem("derived", url, what), mend) for url, what, mend in made.statements.damaged())
+    return [*_copies(made.copies), *_lists(made.indexes), *matrices]
 
 
 def _copies(copies: Copies) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ class CareVerbs:
         from deeplake_loader.care.derived import Derived
         from deeplake_loader.care.verify import verify
 
-        made = Derived(self._copies, self._indexes)
+        made = Derived(self._copies, self._indexes, self._statements)
         return verify(self._catalog, made, data=data, repair=repair, progress=progress)
 
     def gc(self, *, dry_run: bool = True, older_than_s: float = 86_400.0) -> Garbage:

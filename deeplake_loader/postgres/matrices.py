@@ -102,6 +102,18 @@ class Matrices(Participant):
                 return None
         return self._open[row[0]]
 
+    def damaged(self) -> list[tuple[Held, str]]:
+        """The matrices that searches use whose bytes are not what was written, and what is wrong."""
+        found = []
+        with self._catalog.snapshot():
+            used = [self.of(t.name, column.name) for t in self._catalog.tables().values() for column in t.vectors]
+        for held in filter(None, used):
+            try:
+                held.matrix.verify(range(held.matrix.count))
+            except CorruptionError as error:
+                found.append((held, str(error)))
+        return found
+
     def give_up(self, held: Held) -> None:
         """Uses a matrix no more whose bytes turned out to be damaged; the next `build` makes another one."""
         self._bad.add(held.file)

@@ -17,6 +17,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deeplake_loader import kernels
@@ -101,6 +102,13 @@ class PostgresStatements(Statements):
 
     def optimize(self) -> int:
         return self._matrices.build()
+
+    def damaged(self) -> list[tuple[str, str, Callable[[], object]]]:
+        return [(h.matrix.url, wrong, partial(self._rebuild, h)) for h, wrong in self._matrices.damaged()]
+
+    def _rebuild(self, held: Held) -> None:
+        self._matrices.give_up(held)
+        self._matrices.build()
 
     def fetch(self, plan: Plan, fast: FastPath, params: object, sql: str, fetch: Callable[..., T]) -> T | None:
         wanted, query = self._wanted(plan, fast, params), self._query(plan, fast, params)

@@ -61,6 +61,10 @@ class Statements:
         """Makes what is derived for searches and lacking; gives the number of columns that got some."""
         return 0
 
+    def damaged(self) -> list[tuple[str, str, Callable[[], object]]]:
+        """(file, what is wrong, what makes it anew) of what `optimize` made and is not what was written."""
+        return []
+
     def fetch(self, plan: Plan, fast: FastPath, params: object, sql: str, fetch: Callable[..., T]) -> T | None:
         """What ``fetch`` makes of the statement's rows, or None where it must run as it was written."""
         wanted, query = self._wanted(plan, fast, params), self._query(plan, fast, params)
