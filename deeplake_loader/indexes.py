@@ -227,7 +227,8 @@ class IndexVerbs:
             progress: show a progress bar.
 
         Raises:
-            InputError: the name or the column has an index already, a wrong option, or faiss is not installed.
+            InputError: the name or the column has an index already, a wrong option, faiss is not installed, or the
+                catalog is in PostgreSQL, whose indexes CREATE INDEX ... USING hnsw makes.
             NotFoundError: no such table or column.
 
         >>> db.create_index("generations", "clip_embedding", lists=1000)                # doctest: +SKIP
