@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -268,3 +269,63 @@ def test_a_handle_at_a_point_keeps_nobody_from_changing_the_tables(table: deepla
         table.execute("DROP TABLE t")
         with pytest.raises(errors.DeeplakeError, match="t"):
             then.execute("SELECT * FROM t")
+
+
+@only
+def test_an_upsert_names_a_constraint_of_the_table_on_main_and_on_a_branch(db: deeplake.Database) -> None:
+    db.execute('CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT, b INTEGER, CONSTRAINT "only B" UNIQUE (b))')
+    db.execute("INSERT INTO t VALUES (1, 'one', 1), (2, 'two', 2)")
+    with db.branch("x"):
+        pass
+    found = []
+    for branch in ("main", "x"):
+        db.checkout(branch)
+        for name, row in (('"only B"', [9, "nine", 2]), ("t_pkey", [1, "again", 7]), ("t_pkey", [3, "three", 3])):
+            db.execute(
+                f"INSERT INTO t VALUES (?, ?, ?) ON CONFLICT ON CONSTRAINT {name} DO UPDATE SET a = excluded.a", row
+            )
+        found.append(shown(db))
+        with pytest.raises(errors.SQLError, match="nothing"):
+            db.execute("INSERT INTO t VALUES (5, 'x', 5) ON CONFLICT ON CONSTRAINT nothing DO NOTHING")
+    assert found[0] == found[1] == [(1, "again", 1), (2, "nine", 2), (3, "three", 3)]
+
+
+@only
+def test_truncate_empties_main_and_is_refused_by_name_on_a_branch(table: deeplake.Database, place: Any) -> None:
+    before = shown(table)
+    table.tag("v")
+    table.branch("x")
+    with pytest.raises(errors.UnsupportedSQLError, match="DELETE FROM t"):
+        table.execute("TRUNCATE t")
+    with psql(place, "x") as branch, pytest.raises(psycopg.errors.WrongObjectType):
+        branch.execute("TRUNCATE t")
+    with table.checkout("main"):
+        table.execute("TRUNCATE t")
+        assert shown(table) == []
+    assert shown(table) == before
+    with table.at("v") as then:
+        assert shown(then) == before
+
+
+@only
+def test_first_writers_by_psql_are_asked_to_run_again_and_never_wait_for_each_other(
+    table: deeplake.Database, place: Any
+) -> None:
+    with table.branch("x"):
+        pass
+    ready = threading.Barrier(4)
+
+    def add(key: int) -> None:
+        with psql(place, "x") as session:
+            ready.wait()
+            while True:
+                try:
+                    session.execute("INSERT INTO t (id, b) VALUES (%s, %s)", [key, key])
+                    return
+                except psycopg.errors.SerializationFailure:
+                    continue
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(100, 104)))
+    with table.checkout("x"):
+        assert [row[0] for row in shown(table)] == [1, 2, 3, 100, 101, 102, 103]

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.branches import MAIN, Branch, Point, overlay_name, shadow_name
-from deeplake_loader.errors import LockedError, NotFoundError
+from deeplake_loader.errors import LockedError, NotFoundError, UnsupportedSQLError
 from deeplake_loader.overlays import BranchWriter
 from deeplake_loader.postgres.names import physical
 from deeplake_loader.references import References
+from deeplake_loader.sql.reader import read
 from deeplake_loader.types import RESERVED_PREFIX, quote_identifier, quote_identifiers
 from deeplake_loader.views import Views
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 _GIVEN = f"{RESERVED_PREFIX}given"
 
 
+_SAME_CONSTRAINT = """
+SELECT quote_ident(o.conname) FROM pg_constraint m JOIN pg_constraint o ON o.contype = m.contype
+  AND o.conrelid = to_regclass(?) AND _dl_names(o.conrelid, o.conkey) = _dl_names(m.conrelid, m.conkey)
+WHERE m.conrelid = to_regclass(?) AND m.conname = ?
+"""
 RunMany = Callable[[str, Sequence[Sequence[Any]]], object]
 """Runs a statement of text with ``$1``, ``$2`` for each row of values."""
 
@@ -225,11 +231,15 @@ class PostgresBranchWriter(BranchWriter):
         Args:
             run: runs a statement of such text with its values.
         """
+        if plan.kind == "other" and not self._views.on_main and read(text).tokens[0].text == "truncate":
+            raise UnsupportedSQLError(
+                f"TRUNCATE empties tables of main and cannot be told a branch; on one write DELETE FROM {plan.target}"
+            )
         found = self._change(plan, text)
         if found is None:
             return text
         self._take_chosen(plan, found, [values], lambda text, rows: run(text, rows[0]))
-        return found.on(self.target(plan.target or ""))
+        return self._on_overlay(plan, found)
 
     def prepare_many(self, plan: Plan, rows: Sequence[Sequence[Any]], run: RunMany) -> str | None:
         """As `prepare`, of a change that is run for many rows of values; None where each needs its own preparation,
@@ -244,7 +254,7 @@ class PostgresBranchWriter(BranchWriter):
         if found.looks_elsewhere():
             return None
         self._take_chosen(plan, found, rows, run)
-        return found.on(self.target(plan.target or ""))
+        return self._on_overlay(plan, found)
 
     def _change(self, plan: Plan, text: str) -> rewriting.Change | None:
         """The statement taken apart and the overlay ready for it; None where it is to be run as it is."""
@@ -257,6 +267,14 @@ class PostgresBranchWriter(BranchWriter):
         if found is not None:
             self.ensure(self._views.branch, table.name)
         return found
+
+    def _on_overlay(self, plan: Plan, found: rewriting.Change) -> str:
+        own, constraint = self.target(plan.target or ""), None
+        if found.constraint is not None:
+            real = self._history.real(plan.target or "")
+            row = self._catalog.fetchone(_SAME_CONSTRAINT, (own, real, found.constraint.text))
+            constraint = None if row is None else row[0]
+        return found.on(own, constraint)
 
     def _take_chosen(self, plan: Plan, found: rewriting.Change, rows: Sequence[Sequence[Any]], run: RunMany) -> None:
         """Take over main's rows that a change is going to meet."""

@@ -34,11 +34,16 @@ class Change:
     tokens: tuple[Token, ...]
     chosen: tuple[int, str, Span | None, Span | None] | None = None
     given: tuple[int, Span] | None = None
+    constraint: Token | None = None
 
-    def on(self, table: str) -> str:
-        """The statement on another table, which keeps the name by which the statement knows its own."""
-        name = table if self.aliased else f"{table} AS {self.alias}"
-        return f"{self.sql[: self.start]}{name}{self.sql[self.stop :]}"
+    def on(self, table: str, constraint: str | None = None) -> str:
+        """The statement on another table, which keeps the name by which the statement knows its own; ``constraint`` is
+        what that table calls the one of ON CONFLICT ON CONSTRAINT."""
+        name, rest = table if self.aliased else f"{table} AS {self.alias}", self.sql[self.stop :]
+        if self.constraint is not None and constraint is not None:
+            named = self.constraint
+            rest = f"{self.sql[self.stop : named.start]}{constraint}{self.sql[named.stop :]}"
+        return f"{self.sql[: self.start]}{name}{rest}"
 
     def keys(self, key: Sequence[str]) -> tuple[str, list[int]]:
         """A SELECT of the keys that the statement chooses, its values numbered anew, and which they were (from 0)."""
@@ -130,16 +135,19 @@ class _Clauses:
         ):  # fmt: skip
             alias, aliased = self.sql[flat[after].start : flat[after].stop], True
             after += 1
-        chosen, given = None, None
+        chosen, given, constraint = None, None, None
         conflict = next((t for t in flat[after:] if t.kind == "word" and t.text == "conflict"), None)
         if flat[self.verb].text == "insert" and conflict is not None:
             before = flat[flat.index(conflict) - 1]
             given = flat[self.verb].start, (flat[after - 1].stop, before.start)
+            place = flat.index(conflict)
+            if (self._word(place + 1), self._word(place + 2)) == ("on", "constraint"):
+                constraint = flat[place + 3]
         if flat[self.verb].text != "insert":
             if any(t.kind == "word" and t.text in _UNSTABLE for t in self.tokens):
                 return None
             chosen = self._chosen(self.sql[start:stop], after)
-        return Change(self.sql, start, stop, alias, aliased, self.tokens, chosen, given)
+        return Change(self.sql, start, stop, alias, aliased, self.tokens, chosen, given, constraint)
 
     def _chosen(self, source: str, after: int) -> tuple[int, str, Span | None, Span | None]:
         marks = {}

@@ -167,9 +167,17 @@ _OVERLAYS = """
 CREATE FUNCTION @b@._dl_open(number bigint, tbl text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = @path@ AS $$
 -- the branch's own table, made at its first write there
+DECLARE lock bigint := hashtextextended(format('%s.%s.%s', @bl@, number, tbl), 0);
 BEGIN
   IF EXISTS (SELECT 1 FROM @b@._dl_overlays o WHERE o.branch = number AND o.table_name = tbl) THEN RETURN; END IF;
-  PERFORM pg_advisory_xact_lock(hashtextextended(format('%s.%s.%s', @bl@, number, tbl), 0));
+  IF NOT pg_try_advisory_xact_lock(lock) THEN
+    IF current_setting('deeplake.client', true) IS DISTINCT FROM '1' THEN
+      -- this statement holds the very view open that the first writer is about to replace: both would wait for ever
+      RAISE EXCEPTION 'another transaction makes the branch''s first change of % just now; run the statement again', tbl
+        USING ERRCODE = 'serialization_failure';
+    END IF;
+    PERFORM pg_advisory_xact_lock(lock);
+  END IF;
   IF EXISTS (SELECT 1 FROM @b@._dl_overlays o WHERE o.branch = number AND o.table_name = tbl) THEN RETURN; END IF;
   PERFORM @b@._dl_make_overlay(number, tbl);
   PERFORM @b@._dl_watch(number, tbl);

@@ -96,6 +96,11 @@ CREATE FUNCTION @b@._dl_key(rel regclass) RETURNS text[] LANGUAGE sql STABLE AS 
   WHERE i.indrelid = rel AND i.indisprimary AND k.place <= i.indnkeyatts
 $$;
 
+CREATE FUNCTION @b@._dl_names(rel oid, numbers smallint[]) RETURNS text[] LANGUAGE sql STABLE AS $$
+  SELECT array_agg(a.attname::text ORDER BY u.n) FROM unnest(numbers) WITH ORDINALITY u (number, n)
+  JOIN pg_attribute a ON a.attrelid = rel AND a.attnum = u.number
+$$;
+
 CREATE FUNCTION @b@._dl_same(a text, b text, columns text[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
   SELECT string_agg(format('%s.%I = %s.%I', a, c, b, c), ' AND ') FROM unnest(columns) c
 $$;
