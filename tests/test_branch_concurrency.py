@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from pathlib import Path
 from typing import Any
 
-import deeplake_loader as deeplake
+import pytest
+
 from deeplake_loader.errors import ConflictError, ConstraintError
+
+pytestmark = pytest.mark.both_catalogs
 
 BRANCHES = ("main", "left", "right/é")
 WRITERS = ("main", "left", "right/é", "left")
@@ -17,9 +18,9 @@ SHARED = 3
 """Rows that every writer updates, so that merges meet conflicts."""
 
 
-def write(root: str, writer: int, branch: str, ready: Any) -> None:
+def write(place: Any, writer: int, branch: str, ready: Any) -> None:
     """Inserts its own rows, one commit each, deletes every third again, and counts up the shared rows."""
-    with deeplake.connect(root, branch=branch, timeout_s=120) as db:
+    with place.connect(branch=branch, timeout_s=120) as db:
         ready.wait()
         for i in range(ROWS):
             row = db.execute(
@@ -31,9 +32,9 @@ def write(root: str, writer: int, branch: str, ready: Any) -> None:
                 db.execute("UPDATE t SET number = number + 1 WHERE id = %s", [i % SHARED + 1])
 
 
-def keep_merging(root: str, ready: Any, finished: Any, conflicts: Any) -> None:
+def keep_merging(place: Any, ready: Any, finished: Any, conflicts: Any) -> None:
     """Merges every branch into every other, until the writers are done."""
-    with deeplake.connect(root, timeout_s=120) as db:
+    with place.connect(timeout_s=120) as db:
         ready.wait()
         turn = 0
         while not finished.is_set():
@@ -47,9 +48,8 @@ def keep_merging(root: str, ready: Any, finished: Any, conflicts: Any) -> None:
                 conflicts.value += 1
 
 
-def test_writers_and_a_merger_lose_nothing(tmp_path: Path) -> None:
-    root = os.fspath(tmp_path / "store")
-    with deeplake.connect(root) as db:
+def test_writers_and_a_merger_lose_nothing(place: Any) -> None:
+    with place.connect() as db:
         db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, writer INTEGER, number INTEGER NOT NULL, code TEXT UNIQUE)")
         db.execute("INSERT INTO t (writer, number) VALUES (-1, 0), (-1, 0), (-1, 0)")
         for name in BRANCHES[1:]:
@@ -57,8 +57,8 @@ def test_writers_and_a_merger_lose_nothing(tmp_path: Path) -> None:
                 pass
     context = multiprocessing.get_context("spawn")
     ready, finished, conflicts = context.Barrier(5), context.Event(), context.Value("i", 0)
-    writers = [context.Process(target=write, args=(root, i, b, ready)) for i, b in enumerate(WRITERS)]
-    merger = context.Process(target=keep_merging, args=(root, ready, finished, conflicts))
+    writers = [context.Process(target=write, args=(place, i, b, ready)) for i, b in enumerate(WRITERS)]
+    merger = context.Process(target=keep_merging, args=(place, ready, finished, conflicts))
     for process in (*writers, merger):
         process.start()
     for process in writers:
@@ -68,7 +68,7 @@ def test_writers_and_a_merger_lose_nothing(tmp_path: Path) -> None:
     assert [process.exitcode for process in (*writers, merger)] == [0] * 5
 
     kept = {(writer, i) for writer in range(4) for i in range(ROWS) if i % 3 != 2}
-    with deeplake.connect(root) as db:
+    with place.connect() as db:
         for source, target in (("left", "main"), ("right/é", "main"), ("main", "left"), ("main", "right/é")):
             db.merge(source, target, on_conflict="ours")
         states = []
