@@ -235,6 +235,10 @@ class Catalog(ABC):
         """Runs a CREATE of one of our own tables, written for SQLite: ``CREATE TABLE IF NOT EXISTS _dl_x (...)``."""
         self.execute(statement)
 
+    def line_up(self, what: str) -> None:  # noqa: B027 SQLite lets nobody else write in the meantime
+        """Waits until no other transaction that has called this with the same text is open; what is read from then on
+        is what they wrote."""
+
     @abstractmethod
     def has_own(self, table: str) -> bool:
         """Whether there is a table of that name among the store's own."""

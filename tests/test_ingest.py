@@ -393,7 +393,7 @@ def test_arrow_tables_keep_their_types(db: deeplake.Database, tmp_path: Path, su
 def test_a_dataset_on_disk_is_read_in_its_order(db: deeplake.Database, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     folder.mkdir()
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["x"]}}
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["x", "y"]}}
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     for number in (1, 0):
@@ -406,7 +406,7 @@ def test_a_dataset_on_disk_is_read_in_its_order(db: deeplake.Database, tmp_path:
     (folder / "dataset_info.json").write_text("{}")
     assert db.ingest("d", folder).added == 2 and db.ingest("d", folder).present == 2
     assert [(r.label, r.image.bytes()) for r in db.execute("SELECT label, image FROM d ORDER BY id")] == [
-        (0, jpeg(0)), (1, jpeg(1)),
+        ("x", jpeg(0)), ("y", jpeg(1)),
     ]  # fmt: skip
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../../etc/passwd"}]}))
     with pytest.raises(CorruptionError, match="which is not there"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deeplake_loader.codecs.headers import sniff_image
@@ -25,26 +27,50 @@ def types_of(schema: Any, example: Any) -> dict[str, ColumnType | None]:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise InputError(f"two columns are named {', '.join(map(repr, twice[:3]))}; a first line must name the columns")
-    media = _features(schema)
+    media = {n: ColumnType(FEATURES[f["_type"]]) for n, f in _features(schema).items() if f.get("_type") in FEATURES}
+    media |= dict.fromkeys(_labels(schema), ColumnType("TEXT"))
     return {
         field.name: media.get(field.name) or _type(field.type, None if example is None else example.column(i))
         for i, field in enumerate(schema)
     }
 
 
-def columns_of(batch: Any, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:
-    """The batch's columns of these fields, as values that their column types take."""
-    return {name: _values(batch.column(name), kind) for name, kind in wanted.items() if name in batch.schema.names}
+def columns_of(batch: Any, wanted: Mapping[str, ColumnType], folder: str) -> dict[str, Sequence[Any]]:
+    """The batch's columns of these fields, as values that their column types take; files that the batch names are
+    looked for in the folder."""
+    labels = _labels(schema := batch.schema)
+    return {
+        name: _names(batch.column(name), labels[name]) if name in labels and kind.name == "TEXT"
+        else _values(batch.column(name), kind, folder)
+        for name, kind in wanted.items() if name in schema.names
+    }  # fmt: skip
 
 
-def _features(schema: Any) -> dict[str, ColumnType]:
-    """What Hugging Face wrote beside the schema about media."""
+def _features(schema: Any) -> dict[str, Mapping[str, Any]]:
+    """What Hugging Face wrote beside the schema, by column."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         found = json.loads(text)["info"]["features"] if text else {}
-        return {n: ColumnType(FEATURES[f["_type"]]) for n, f in found.items() if f.get("_type") in FEATURES}
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _labels(schema: Any) -> dict[str, list[str]]:
+    """The names of the classes of columns that hold their numbers."""
+    found = {n: f.get("names") for n, f in _features(schema).items() if f.get("_type") == "ClassLabel"}
+    return {
+        n: names for n, names in found.items() if isinstance(names, list) and all(isinstance(t, str) for t in names)
+    }
+
+
+def _names(column: Any, names: Sequence[str]) -> list[str | None]:
+    """The class of each row; NULL where it has none, which is -1."""
+    numbers: list[Any] = column.to_pylist()
+    wrong = next((n for n in numbers if isinstance(n, int) and not -1 <= n < len(names)), None)
+    if wrong is not None:
+        raise InputError(f"a row is of class {wrong}, and {len(names)} classes have names")
+    return [None if n is None or n < 0 else names[n] for n in numbers]
 
 
 def _type(kind: Any, column: Any) -> ColumnType | None:
@@ -94,11 +120,25 @@ def _list_type(kind: Any, column: Any) -> ColumnType:
     return ColumnType("VECTOR", dtype, (size,)) if size and size <= MAX_DIMENSION else ColumnType("JSON")
 
 
-def _values(column: Any, kind: ColumnType) -> Sequence[Any]:
+def _file(value: Mapping[str, Any] | None, folder: str) -> bytes | Path | None:
+    """The bytes of a medium, or its file where it has only a path."""
+    if value is None or value.get("bytes") is not None or not value.get("path"):
+        return None if value is None else value.get("bytes")
+    base = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(base, value["path"]))
+    if os.path.commonpath((base, path)) != base:
+        raise InputError(
+            f"a row names the file {value['path']!r}, which is not in the dataset's folder, and not its bytes; "
+            "write the dataset again with its files embedded (to_parquet does), or ingest the files' folder"
+        )
+    return Path(path)
+
+
+def _values(column: Any, kind: ColumnType, folder: str) -> Sequence[Any]:
     import pyarrow.types as is_
 
     if is_.is_struct(column.type) and kind.is_blob:
-        return [v if v is None else v.get("bytes") for v in column.to_pylist()]
+        return [_file(v, folder) for v in column.to_pylist()]
     values: list[Any] = column.to_pylist()
     if kind.name == "VECTOR" and values and None not in values:
         import numpy as np

@@ -8,17 +8,17 @@ As torchvision's ImageFolder and Hugging Face's imagefolder have it: the first f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.adopted import file_url
 from deeplake_loader.errors import CorruptionError
-from deeplake_loader.ingest.generations import settings
+from deeplake_loader.ingest.generations import settings_of
 from deeplake_loader.ingest.inference import kind_of
 from deeplake_loader.ingest.members import media_type
-from deeplake_loader.ingest.sources import Source, files_below
+from deeplake_loader.ingest.sources import Source, files_below, is_text
 from deeplake_loader.ingest.tables import TableReading
 from deeplake_loader.store import file_errors
 from deeplake_loader.types import ColumnType
@@ -40,7 +40,8 @@ class Folder:
     """A folder's media files by relative path.
 
     Fields: ``facts``, what the tables in it say of a file; ``lost``, files that only a table names; ``others``, files
-    that are neither media nor belong to one; ``labelled``, whether the first folder of a path is its label.
+    that are neither media nor belong to one; ``labelled``, whether the first folder of a path is its label;
+    ``unnamed``, files whose names are no UTF-8, as they can be shown.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Folder:
     lost: tuple[str, ...]
     others: tuple[str, ...]
     labelled: bool
+    unnamed: tuple[str, ...] = ()
 
 
 def look(source: Source) -> Folder:
@@ -56,7 +58,9 @@ def look(source: Source) -> Folder:
     path = str(source.path)
     if os.path.isfile(path):
         return Folder(os.path.dirname(path), (os.path.basename(path),), {}, (), (), labelled=False)
-    every = list(files_below(path))
+    found = list(files_below(path))
+    every = [name for name in found if is_text(name)]
+    unnamed = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found if not is_text(name))
     files = tuple(name for name in every if media_type(name))
     facts: dict[str, Mapping[str, Any]] = {}
     for name in every:
@@ -70,7 +74,7 @@ def look(source: Source) -> Folder:
         name for name in every if not media_type(name) and os.path.basename(name).lower() not in _TABLES
         and not (name.endswith(".txt") and name.rpartition(".")[0] in stems)
     )  # fmt: skip
-    return Folder(path, files, facts, lost, others, labelled)
+    return Folder(path, files, facts, lost, others, labelled, unnamed)
 
 
 def _facts(source: Source, root: str, name: str, column: str) -> dict[str, dict[str, Any]]:
@@ -84,6 +88,12 @@ def _facts(source: Source, root: str, name: str, column: str) -> dict[str, dict[
             file = os.path.normpath(os.path.join(folder, row[column])).replace(os.sep, "/")
             found[file] = {key: value for key, value in row.items() if key != column and value is not None}
     return found
+
+
+def together(sources: Sequence[Source]) -> Folder:
+    """Single files of one folder as one, so that they are written in few commits."""
+    path = os.path.dirname(str(sources[0].path))
+    return Folder(path, tuple(os.path.basename(str(s.path)) for s in sources), {}, (), (), labelled=False)
 
 
 class FolderReading:
@@ -114,8 +124,9 @@ class FolderReading:
         for start in range(0, len(fresh), _GROUP):
             names = tuple(fresh[start : start + _GROUP])
             part = replace(
-                folder, files=names, lost=folder.lost if start == 0 else (), others=folder.others if start == 0 else ()
-            )
+                folder, files=names, lost=folder.lost if start == 0 else (), others=folder.others if start == 0 else (),
+                unnamed=folder.unnamed if start == 0 else (),
+            )  # fmt: skip
             nbytes = sum(os.path.getsize(os.path.join(folder.path, name)) for name in names)
             yield FolderReading(replace(self.source, nbytes=nbytes), part)
 
@@ -146,6 +157,8 @@ class FolderReading:
         self._kinds = {choice.field: choice.column.type for choice in proposal.choices}
 
     def batches(self, target: Target) -> Iterator[Batch]:
+        for name in self.folder.unnamed:
+            target.skip(name, "has a name that is no UTF-8 text; rename it")
         for lost in self.folder.lost:
             target.skip(lost, "is named by a table of the folder and is not there")
         for other in self.folder.others:
@@ -174,7 +187,7 @@ class FolderReading:
         if caption is not None:
             row["caption"] = caption
         if name.lower().endswith(".png"):
-            row |= settings(_head(path))
+            row |= settings_of(path)
         return row | {field: value for field, value in self.folder.facts.get(name, {}).items() if field not in row}
 
 
@@ -187,12 +200,6 @@ def _caption(path: str) -> str | None:
             return file.read().decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             raise CorruptionError(f"{beside} is no UTF-8 text: {error}") from error
-
-
-def _head(path: str) -> bytes:
-    """The beginning of a PNG, where its texts are."""
-    with file_errors("read", path), open(path, "rb") as file:
-        return file.read(1 << 20)
 
 
 def _fitting(value: Any, kind: ColumnType) -> Any:

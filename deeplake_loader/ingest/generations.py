@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplake_loader.ingest.members import read_json
+from deeplake_loader.store import file_errors
 
 MAX_TEXT = 4 << 20
+_MAX_TEXTS = 16 << 20  # of all texts of an image
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SETTING = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)\Z")
@@ -35,6 +38,22 @@ def settings(data: bytes) -> dict[str, Any]:
     return {}
 
 
+def settings_of(path: str) -> dict[str, Any]:
+    """`settings` of a PNG file, of which only the texts are read, wherever in the file they are."""
+    parts, left = [_MAGIC], _MAX_TEXTS
+    with file_errors("read", path), open(path, "rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return {}
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            length = int.from_bytes(head[:4], "big") + 4
+            if head[4:] in _TEXTS and length <= min(left, MAX_TEXT + 4):
+                parts += head, file.read(length)
+                left -= length
+            else:
+                file.seek(length, 1)
+    return settings(b"".join(parts))
+
+
 def png_texts(data: bytes) -> dict[str, str]:
     """The text chunks of a PNG (tEXt, zTXt, iTXt) by keyword; damaged and overlong ones are left out."""
     texts: dict[str, str] = {}
@@ -44,7 +63,7 @@ def png_texts(data: bytes) -> dict[str, str]:
         end = at + 12 + length
         if end > len(data):
             break
-        if kind in (b"tEXt", b"zTXt", b"iTXt") and length <= MAX_TEXT:
+        if kind in _TEXTS and length <= MAX_TEXT:
             keyword, _, rest = data[at + 8 : end - 4].partition(b"\0")
             text = _text(kind, rest)
             if text is not None:

@@ -17,22 +17,28 @@ class Ledger:
     """The sources of one table."""
 
     def __init__(self, catalog: Catalog, table: str, branch: int) -> None:
-        self._catalog, self._table = catalog, table
-        reach = _reach(catalog, branch)
-        rows = catalog.fetchall(
-            "SELECT s.url, s.stamp, s.added, c.branch, c.seq FROM _dl_sources s "
-            "LEFT JOIN _dl_commits c ON c.id = s.commit_id WHERE s.table_name = ?",
-            (table,),
-        )
-        self._known: dict[str, tuple[str, int]] = {
-            url: (stamp, added)
-            for url, stamp, added, made_on, seq in rows
-            if made_on is None or made_on == branch or seq <= reach.get(made_on, -1)
-        }
+        self._catalog, self._table, self._branch = catalog, table, branch
+        self._known: dict[str, tuple[str, int]] = {}
+        self._learn("", ())
 
     def find(self, url: str) -> tuple[str, int] | None:
         """(stamp, rows) of a source that was taken in; None for a new one."""
         return self._known.get(url)
+
+    def look_again(self, url: str) -> None:
+        """Learns whether somebody else has taken in the source meanwhile."""
+        self._learn(" AND s.url = ?", (url,))
+
+    def _learn(self, condition: str, bound: tuple[str, ...]) -> None:
+        rows = self._catalog.fetchall(
+            "SELECT s.url, s.stamp, s.added, c.branch, c.seq FROM _dl_sources s "
+            f"LEFT JOIN _dl_commits c ON c.id = s.commit_id WHERE s.table_name = ?{condition}",
+            (self._table, *bound),
+        )
+        reach = _reach(self._catalog, self._branch) if rows else {}
+        for url, stamp, added, made_on, seq in rows:
+            if made_on is None or made_on == self._branch or seq <= reach.get(made_on, -1):
+                self._known[url] = (stamp, added)
 
     def note(self, url: str, stamp: str, added: int, commit: str) -> None:
         """Writes down a source in the transaction that adds its rows."""

@@ -6,12 +6,13 @@ run twice adds nothing.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import (
@@ -22,7 +23,7 @@ from deeplake_loader.errors import (
     NotFoundError,
 )
 from deeplake_loader.ingest.datasets import DatasetReading
-from deeplake_loader.ingest.folders import FolderReading
+from deeplake_loader.ingest.folders import FolderReading, together
 from deeplake_loader.ingest.inference import Proposal, of_table, propose
 from deeplake_loader.ingest.ledger import Ledger
 from deeplake_loader.ingest.report import IngestReport, Tally
@@ -86,7 +87,26 @@ def infer(
       "caption" TEXT
     );
     """
-    return _infer([_READINGS[source.form](source) for source in find(sources)], table, columns, key, strict=True)
+    return _infer(_readings(find(sources)), table, columns, key, strict=True)
+
+
+def _readings(sources: Sequence[Source]) -> list[Reading]:
+    """What reads them; single media files that follow each other in one folder are read together."""
+    found: list[Reading] = []
+    for (form, folder), group in groupby(sources, lambda s: (s.form, _folder_of(s))):
+        if folder is None:
+            found += map(_READINGS[form], group)
+        else:
+            files = list(group)
+            source = replace(files[0], nbytes=sum(file.nbytes for file in files))
+            found.append(FolderReading(source, together(files)))
+    return found
+
+
+def _folder_of(source: Source) -> str | None:
+    """The folder of a single media file; None of anything else."""
+    single = source.form == "media" and source.path is not None and not os.path.isdir(source.path)
+    return os.path.dirname(source.path) if single and source.path is not None else None
 
 
 def ingest(
@@ -94,9 +114,10 @@ def ingest(
 ) -> IngestReport:
     """What `Database.ingest` does."""
     begun = time.monotonic()
-    readings = [_READINGS[source.form](source) for source in find(sources)]
+    found = find(sources)
+    readings = _readings(found)
     proposal = _agree(db, request, readings)
-    tally = Tally(sources=len(readings), nbytes=sum(r.source.nbytes for r in readings))
+    tally = Tally(sources=len(found), nbytes=sum(source.nbytes for source in found))
     if not dry_run:
         _Run(db, request, proposal, tally).take(readings)
     return tally.report(proposal, _shown(db, request, proposal), time.monotonic() - begun, dry_run=dry_run)
@@ -237,6 +258,11 @@ class _Run:
             self._tally.present += added
         return True
 
+    def _known_now(self, source: Source) -> bool:
+        """The same, asked under the catalog's lock: another process may be taking in the same sources."""
+        self._ledger.look_again(source.url)
+        return self._known(source)
+
     def _target(self, source: Source) -> Target:
         return Target(self._db, self._proposal.table, source, self._request.on_error, self._tally)
 
@@ -247,11 +273,15 @@ class _Run:
         try:
             future.result()
             with self._db.transaction(f"ingest {source.name}"):
+                self._db._catalog.line_up(f"ingest into {self._proposal.table}")
                 self._make_table()
-                self._added = {}
-                for names, columns in reading.batches(self._target(source)):
-                    self._insert(source, names, dict(columns))
-                self._note(reading)
+                for part in reading.split(self._known_now):
+                    if part is not reading:
+                        part.prepare(self._proposal)
+                    self._added = {}
+                    for names, columns in part.batches(self._target(source)):
+                        self._insert(source, names, dict(columns))
+                    self._note(part)
         except LockedError:
             raise
         except DeeplakeError as error:

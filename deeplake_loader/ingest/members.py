@@ -63,6 +63,11 @@ def is_text_extension(extension: str) -> bool:
     return extension.rpartition(".")[2] in TEXTS
 
 
+def is_document_extension(extension: str) -> bool:
+    """Whether such a member is a JSON document."""
+    return extension.removesuffix(".gz").rpartition(".")[2] in DOCUMENTS
+
+
 def observe(extension: str, data: bytes) -> Iterator[tuple[str, ColumnType | None]]:
     """(field, type) of a member: one, or one per entry of a JSON object; None for a text that cannot be read, which
     says nothing of the others."""

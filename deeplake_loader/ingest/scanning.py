@@ -6,6 +6,7 @@ to us, or cannot tell the size of, goes through the codecs by itself. Both ways 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -77,7 +78,12 @@ class _Slots:
         else:
             for name, value in members.values(extension, data):
                 if name in self.fields:
-                    yield self.fields[name], value
+                    yield self.fields[name], self._document(extension, self.fields[name], value)
+
+    def _document(self, extension: str, place: int, value: Any) -> Any:
+        """A text of a JSON document as a column takes it whose other values are no texts: as JSON again."""
+        is_text = isinstance(value, str) and self.columns[place].type.name == "JSON"
+        return json.dumps(value) if is_text and members.is_document_extension(extension) else value
 
     def actions(self) -> dict[str, kernels.Action]:
         """What the compiled scan does with each extension that is taken; {} where there are too many of them."""

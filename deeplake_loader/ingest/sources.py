@@ -111,7 +111,18 @@ def _matches(name: str) -> Iterator[Source]:
         yield from _local(each, each)
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is text that can be written down: some systems allow any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _local(name: str, path: str) -> Iterator[Source]:
+    if not is_text(path):
+        raise InputError(f"{os.fsencode(name)!r} has a name that is no UTF-8 text; rename it")
     with file_errors("read", path):
         facts = os.stat(path)
     if os.path.isdir(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -92,7 +93,7 @@ class TableReading(Whole):
                     target.unused(name, batch.num_rows)
             for start in range(0, batch.num_rows, _ROWS):
                 part = batch.slice(start, _ROWS)
-                found = columns_of(part, self._wanted)
+                found = columns_of(part, self._wanted, os.path.dirname(str(self.source.path)))
                 if found:
                     names = [f"row {line + i}" for i in range(part.num_rows)]
                     yield names, {self._names[field]: values for field, values in found.items()}
@@ -125,6 +126,7 @@ class TableReading(Whole):
         from pyarrow import csv
 
         tabs = path.lower().removesuffix(".gz").endswith(".tsv")
+        delimiter = "\t" if tabs else _delimiter(self.source)
 
         def wrong(row: Any) -> str:
             bad.append(
@@ -134,7 +136,7 @@ class TableReading(Whole):
 
         bad: list[tuple[str, str]] = []
         parse = csv.ParseOptions(
-            delimiter="\t" if tabs else ",", quote_char=False if tabs else '"',  # TSV has no quotes
+            delimiter=delimiter, quote_char=False if tabs else '"',  # TSV has no quotes
             newlines_in_values=not tabs, invalid_row_handler=wrong,
         )  # fmt: skip
         types = {n: getattr(pa, _ARROW[t.name])() for n, t in (wanted or {}).items() if t.name in _ARROW and n}
@@ -143,6 +145,7 @@ class TableReading(Whole):
         for batch in csv.open_csv(path, csv.ReadOptions(block_size=_BLOCK, use_threads=False), parse, convert):
             while bad:
                 skip(*bad.pop(0))
+            _check_texts(self.source, batch.schema)
             yield batch
         while bad:
             skip(*bad.pop(0))
@@ -184,6 +187,8 @@ class TableReading(Whole):
 
 def _fitting(value: Any, kind: ColumnType) -> Any:
     """A value of JSON as its column takes it: where some values are texts and some are not, all are kept as JSON."""
+    if kind.name == "JSON" and isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or kind.name != "TEXT" or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -203,6 +208,22 @@ def _whole(file: IO[bytes], source: Source) -> Iterator[tuple[str, Mapping[str, 
         yield from ((str(name), {"key": name, **row}) for name, row in document.items())
     else:
         raise InputError(f"{source.name} is no table: expected a list of objects, or an object of objects")
+
+
+def _delimiter(source: Source) -> str:
+    """What parts the fields of a CSV file: a semicolon or a tab where its first line has no comma."""
+    with _open(source) as file:
+        line = file.readline(1 << 20)
+    return "," if b"," in line else next((c for c in ";\t" if c.encode() in line), ",")
+
+
+def _check_texts(source: Source, schema: Any) -> None:
+    """Refuses a CSV file whose text is in another encoding, which would come as bytes."""
+    import pyarrow.types as is_
+
+    name = next((field.name for field in schema if is_.is_binary(field.type)), None)
+    if name is not None:
+        raise InputError(f"{source.name}: the column {name!r} holds bytes that are no UTF-8; convert it, as with iconv")
 
 
 def _is_json(source: Source) -> bool:

@@ -155,6 +155,7 @@ def _adopted(db: Any, kind: ColumnType, file: int, values: Sequence[Any]) -> Seq
 def _register(target: Target, source: Source, found: Scan) -> int:
     """The number of the adopted file, with the index of its blobs written."""
     catalog = target.db._catalog
+    catalog.line_up(f"adopt {source.url}")  # of two that give it to two tables, one comes second
     adopted.add_roots(catalog, [adopted.root_of(source.url)])
     number = next(n for n in count(1) if not _is_known(catalog, adopted.numbered(source.url, n)))
     row = (target.table, adopted.numbered(source.url, number), len(found.index), source.nbytes)

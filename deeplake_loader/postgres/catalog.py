@@ -297,6 +297,10 @@ class PostgresCatalog(Catalog):
         self.fetchone("SELECT pg_advisory_xact_lock(hashtext('deeplake_loader'), 0)")  # two at once would collide
         self.execute(bookkeeping.declaration(statement, self.address.bookkeeping))
 
+    def line_up(self, what: str) -> None:
+        name = f"{self.address.bookkeeping}.{what}"
+        self.fetchone("SELECT pg_advisory_xact_lock(hashtextextended(?, 2))", (name,))
+
     def has_own(self, table: str) -> bool:
         return self.fetchone(bookkeeping.HAS_TABLE, (self.address.bookkeeping, table), native=True) is not None
 
