@@ -1,6 +1,6 @@
 # For type checkers in a checkout, where the folder kernels/ lies beside this package; never installed.
-from kernels import Action as Action
 from kernels import MAX_ACTIONS as MAX_ACTIONS
+from kernels import Action as Action
 from kernels import Run as Run
 from kernels import at_least as at_least
 from kernels import backend as backend
