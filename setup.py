@@ -132,6 +132,8 @@ setup(
             "psycopg[binary]>=3.2",
             "wids>=0.1.11",
             "litdata>=0.2.76",
+            "s3fs>=2025.2",
+            "moto[server]>=5",
             "spdl>=0.8",
             "datasets>=5",
             "opencv-python-headless>=5",

