@@ -68,10 +68,12 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A SELECT that was run on main: its plan, the plans' state then, its columns, and what its records are."""
+    """A SELECT that was run on main: its plan, the plans' state and the schema's number then, its columns, and what its
+    records are."""
 
     plan: Plan
     state: int
+    version: int
     names: tuple[str, ...]
     types: tuple[ColumnType | None, ...]
     make: type[tuple[Any, ...]]
@@ -122,7 +124,7 @@ class EmbeddedRunner:
             return None
         try:
             values = self._writer.bind(plan, params).values if plan.binds or params else ()
-            records = self._catalog.read(plan.sql, values, known.make, schema=self._plans.version)
+            records = self._catalog.read(plan.sql, values, known.make, schema=known.version)
         except LockedError:
             raise
         except DeeplakeError:
@@ -134,7 +136,9 @@ class EmbeddedRunner:
             return
         if len(self._reads) >= 1_000:
             self._reads.clear()
-        self._reads[sql] = _Read(plan, self._plans.state, rows.names, rows.types, rows.record_class())
+        self._reads[sql] = _Read(
+            plan, self._plans.state, self._plans.version, rows.names, rows.types, rows.record_class()
+        )
 
     def _execute(self, sql: str, params: object) -> RowSet:
         kind = self.plan(sql).kind  # and planned again under the lock: until then another process may ALTER the table
