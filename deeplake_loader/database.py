@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from deeplake_loader.batches import batches, known_length
-from deeplake_loader.branches import Branches
+from deeplake_loader.branches import branches_of
 from deeplake_loader.care.verbs import CareVerbs
 from deeplake_loader.catalog import Catalog, Dialect, Location
 from deeplake_loader.checkout import BranchVerbs
@@ -339,7 +339,7 @@ class Database(
         >>> with db.at("v1") as then:                                               # doctest: +SKIP
         ...     then.execute("SELECT count(*) FROM generations").scalar()
         """
-        point = Branches(self._catalog).resolve(ref, branch=self._views.branch)
+        point = branches_of(self._catalog).resolve(ref, branch=self._views.branch)
         where, timeout_s = self._catalog.location, self._catalog.timeout_s
         then = Database(where.open(create=False, read_only=True, timeout_s=timeout_s))
         then._views.show_point(point)

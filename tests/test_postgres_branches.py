@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -329,3 +331,93 @@ def test_first_writers_by_psql_are_asked_to_run_again_and_never_wait_for_each_ot
         list(pool.map(add, range(100, 104)))
     with table.checkout("x"):
         assert [row[0] for row in shown(table)] == [1, 2, 3, 100, 101, 102, 103]
+
+
+@only
+def test_branches_with_names_longer_than_an_identifier_stay_apart(db: deeplake.Database, place: Any) -> None:
+    names = ["experiment/" + "long" * 20 + end for end in ("one", "two")]
+    tables = ["t" * 60 + end for end in ("one", "two")]
+    for name in tables:
+        db.execute(f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, {'c' * 63} INTEGER)")
+        db.execute(f"INSERT INTO {name} VALUES (1, 1)")
+    for i, branch in enumerate(names):
+        with db.branch(branch, from_="main"):
+            for j, name in enumerate(tables):
+                db.execute(f"UPDATE {name} SET {'c' * 63} = {10 * i + j}")
+    with psql(place) as session:
+        places = [row[0] for row in read(session, "SELECT place FROM _dl._dl_branches WHERE id > 1 ORDER BY id")]
+        for i, schema in enumerate(places):
+            assert len(schema.encode()) <= 63
+            found = [read(session, f'SELECT * FROM "{schema}".{name}') for name in tables]
+            assert found == [[(1, 10 * i)], [(1, 10 * i + 1)]]
+    for i, branch in enumerate(names):
+        with db.checkout(branch):
+            assert [db.execute(f"SELECT * FROM {name}").fetchall() for name in tables] == [
+                [(1, 10 * i)], [(1, 10 * i + 1)],
+            ]  # fmt: skip
+        db.merge(branch, "main", on_conflict="theirs")
+    assert [db.execute(f"SELECT * FROM {name}").fetchall() for name in tables] == [[(1, 10)], [(1, 11)]]
+
+
+@only
+def test_two_stores_in_one_database_have_branches_of_the_same_name(
+    table: deeplake.Database, place: Any, tmp_path: Path
+) -> None:
+    url = f"{place.url}{'&' if '?' in place.url else '?'}schema=team"
+    with deeplake.connect(url, storage=tmp_path / "team") as team:
+        team.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT)")
+        team.execute("INSERT INTO t VALUES (1, 'team')")
+        for db in (table, team):
+            db.branch("x")
+            db.execute("UPDATE t SET a = a || '!' WHERE id = 1")
+        with psql(place, "x") as first, psql(place, "team@x") as second:
+            assert read(first, "SELECT a FROM t WHERE id = 1") == [("one!",)]
+            assert read(second) == [(1, "team!")]
+            second.execute("INSERT INTO t VALUES (2, 'psql')")
+        assert team.merge("x", "main").added == 1
+        assert team.checkout("main") and shown(team) == [(1, "team!"), (2, "psql")]
+        with table.checkout("main"):
+            assert [row[1] for row in shown(table)] == ["one", "two", "three"]
+        team.delete_branch("x")
+        assert [b.name for b in table.branches()] == ["main", "x"]
+
+
+@only
+def test_a_role_may_do_on_a_branch_what_it_may_on_main(table: deeplake.Database, place: Any) -> None:
+    role = f"r{os.urandom(6).hex()}"
+    with psql(place) as admin:
+        admin.execute(f"CREATE ROLE {role}")
+        admin.execute(f"GRANT USAGE ON SCHEMA public TO {role}")
+        admin.execute(f"GRANT SELECT ON t TO {role}")
+        try:
+            with table.branch("reads"):
+                table.execute("UPDATE t SET a = 'theirs' WHERE id = 1")
+            admin.execute(f"GRANT UPDATE ON t TO {role}")
+            with table.branch("writes"):
+                pass
+            admin.execute(f"SET ROLE {role}")
+            assert read(admin, 'SELECT a FROM "reads".t WHERE id = 1') == [("theirs",)]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                admin.execute('UPDATE "reads".t SET a = NULL')
+            admin.execute("UPDATE \"writes\".t SET a = 'ours' WHERE id = 1")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                admin.execute('DELETE FROM "writes".t')
+            for own in ("_dl._dl_branches", "_dl._dl_log_t"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    admin.execute(f"SELECT * FROM {own}")
+            admin.execute("RESET ROLE")
+            with table.checkout("writes"):
+                assert [row[1] for row in shown(table)] == ["ours", "two", "three"]
+        finally:
+            admin.execute("RESET ROLE")
+            admin.execute(f"DROP OWNED BY {role}")
+            admin.execute(f"DROP ROLE {role}")
+
+
+def test_a_branch_can_be_read_at_the_moment_it_is_in(table: deeplake.Database) -> None:
+    table.branch("x")
+    table.execute("UPDATE t SET a = 'here' WHERE id = 1")
+    with table.at("x") as then, table.at("main") as main:
+        table.execute("DELETE FROM t")
+        assert [row[1] for row in shown(then)] == ["here", "two", "three"]
+        assert [row[1] for row in shown(main)] == ["one", "two", "three"]
