@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Store
 
 import deeplake_loader as deeplake
 from deeplake_loader import errors
@@ -65,6 +66,29 @@ def test_a_numeric_of_forty_digits_comes_back_whole(db: deeplake.Database) -> No
     db.execute("INSERT INTO wide (n) VALUES (%s)", [given])
     db.insert("wide", {"n": [given, -given]})
     assert [row.n for row in db.execute("SELECT n FROM wide ORDER BY id")] == [given, given, -given]
+
+
+@pytest.mark.parametrize("branch", ["main", "idea"])
+def test_arrow_is_what_adbc_reads(db: deeplake.Database, place: Store, branch: str) -> None:
+    adbc = pytest.importorskip("adbc_driver_postgresql.dbapi")
+    db.execute("CREATE TABLE g (id BIGINT PRIMARY KEY, a INTEGER, s SMALLINT, t TEXT, d DOUBLE PRECISION, r REAL, "
+               "b BOOLEAN, day DATE, at TIMESTAMP)")  # fmt: skip
+    rows = [{"a": i, "s": None, "t": f"ä{i}", "d": i / 7, "r": i / 8, "b": i % 2 == 0, "day": dt.date(2026, 1, 1 + i),
+             "at": dt.datetime(2026, 1, 1, i, 2, 3, 456)} for i in range(20)]  # fmt: skip
+    db.insert("g", [*rows, {"a": None}])
+    if branch != "main":
+        db.branch(branch)
+        db.execute("UPDATE g SET a = a + 1 WHERE id < 5")
+    sql = "SELECT * FROM g WHERE id > 2 ORDER BY id"
+    with adbc.connect(place.url) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SET search_path TO {branch}, public" if branch != "main" else "SET search_path TO public")
+        cursor.execute(sql)
+        plain = cursor.fetch_arrow_table()
+    ours = db.execute(sql).to_arrow()
+    kinds = [table.drop_columns("r").schema.types for table in (ours, plain)]  # a REAL is a double here, as in a folder
+    assert kinds[0] == kinds[1] and ours.to_pylist() == plain.to_pylist()
+    batches = db.execute(sql).to_batches(7)
+    assert batches.read_all().to_pylist() == plain.to_pylist()
 
 
 def test_tables_without_keys_live_side_by_side(db: deeplake.Database) -> None:
