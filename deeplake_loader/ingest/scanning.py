@@ -275,6 +275,8 @@ class _Scanner:
         """Blobs whose facts the scan has measured, then one by one the others."""
         wanted = {"IMAGE": _FACTS, "BLOB": _CRC}.get(column.type.name)
         known = part.table[:, _SIZE] < 0 if wanted is None else part.table[:, wanted] >= 0
+        if not known.all() and len(set(part.rows.tolist())) < len(part.rows):
+            known[:] = False  # which of two values is the second one is told in the archive's order
         whole = part.where(known)
         self._put_part(whole, place, whole.ordinals.tolist())
         described = _describe(column.type, whole)
