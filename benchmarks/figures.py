@@ -45,7 +45,7 @@ def figure(value: object) -> str:
     if isinstance(value, dict) and "median" in value:
         return f"{number(value['median'])} ({number(value['q20'])} to {number(value['q80'])})"
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {figure(part)}" for name, part in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {figure(part)}" for name, part in value.items()) or "none"
     return number(value) if isinstance(value, int | float) else str(value)
 
 

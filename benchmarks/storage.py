@@ -168,7 +168,7 @@ def refused(contest: Contest, rows: int) -> None:
         unit="requests",
         ours=harness.spread(spoiled),
         limit={"none refused": harness.spread(plain)},
-        ratio=harness.short(statistics.mean(spoiled) / statistics.mean(plain)),
+        times_as_many=harness.short(statistics.mean(spoiled) / statistics.mean(plain)),
         goal={"none refused": 1.3},
         samples=rows,
     )
