@@ -69,7 +69,7 @@ def test_workers_add_up_in_the_main_process(store: Store, context: str) -> None:
 def test_the_report_names_what_holds_the_pass_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = store.stream(["photo", "id"], shuffle=False)
     for _ in stream:
-        time.sleep(0.02)
+        time.sleep(0.1)
     assert stream.report().startswith("step-bound")
     assert stream.stats.early_s > stream.stats.late_s
     real = cpu.decode_into
