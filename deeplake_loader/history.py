@@ -237,11 +237,15 @@ def unique_terms(catalog: Catalog, table: str, index: str) -> tuple[list[Term], 
         return None
     query = "SELECT sql FROM main.sqlite_master WHERE type = 'index' AND name = ?"
     statement = catalog.fetchone(query, (index,))[0]
-    return _index_terms(catalog, index), _predicate(statement)
+    return _index_terms(catalog, index), index_predicate(statement)
 
 
-def _predicate(statement: str) -> str | None:
-    """The WHERE of a CREATE INDEX statement."""
+def index_predicate(statement: str) -> str | None:
+    """The condition of a CREATE INDEX statement, None where it covers every row.
+
+    >>> index_predicate("CREATE UNIQUE INDEX i ON t (lower(a), b) WHERE c > 0")
+    'c > 0'
+    """
     depth, quote = 0, ""
     for i, c in enumerate(statement):
         if quote:
@@ -252,7 +256,7 @@ def _predicate(statement: str) -> str | None:
             depth += (c == "(") - (c == ")")
             if depth == 0 and c == ")":
                 rest = statement[i + 1 :].strip()
-                return rest[5:] if rest[:5].upper() == "WHERE" else None
+                return rest[5:].strip() if rest[:5].upper() == "WHERE" else None
     return None
 
 

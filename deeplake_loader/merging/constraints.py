@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deeplake_loader.history import index_predicate
 from deeplake_loader.types import quote_identifier
 
 if TYPE_CHECKING:
@@ -82,21 +83,9 @@ def _sqlite_indexes(catalog: Catalog, shape: Shape) -> Iterator[UniqueIndex]:
         yield UniqueIndex(texts, tuple(t.column for t in terms), _predicate(catalog, row[1]) if row[4] else None, False)
 
 
-def _predicate(catalog: Catalog, index: str) -> str:
-    """The WHERE of a partial index: what follows the parenthesis that closes its terms."""
+def _predicate(catalog: Catalog, index: str) -> str | None:
     query = "SELECT sql FROM main.sqlite_master WHERE type = 'index' AND name = ?"
-    text = str(catalog.fetchone(query, (index,))[0])
-    depth, quote = 0, ""
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "'\"`":
-            quote = c
-        elif c in "()":
-            depth += 1 if c == "(" else -1
-            if depth == 0:
-                return text[i + 1 :].strip()[len("WHERE") :].strip()
-    return "TRUE"
+    return index_predicate(str(catalog.fetchone(query, (index,))[0]))
 
 
 def _sqlite_keys(catalog: Catalog, tables: Sequence[str]) -> Iterator[ForeignKey]:
