@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image, PngImagePlugin
+from tars import tar
 
 import deeplake_loader as deeplake
 from deeplake_loader.errors import CorruptionError, DimensionError, InputError, NotFoundError, StoreError
@@ -37,15 +38,6 @@ def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
-
-
-def tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def samples(start: int, count: int) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from PIL import Image, PngImagePlugin
+from tars import tar
 
 import deeplake_loader as deeplake
 from deeplake_loader.errors import DeeplakeError, InputError
@@ -24,15 +24,6 @@ def jpeg(shade: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, 0, 0)).save(file, "JPEG")
     return file.getvalue()
-
-
-def tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_two_who_take_in_the_same_sources_at_once_add_each_once(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import io
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from cli_store import VECTORS, build, ran, run
 from object_store import Proxy, fresh_url, s3_server
+from tars import tar
 
 import deeplake_loader as deeplake
 from deeplake_loader.care.publishing import Publication
@@ -307,12 +307,7 @@ def test_shards_that_another_process_holds_open_are_published_as_committed(folde
 
 
 def test_adopted_tars_of_this_machine_are_copied(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as tar:
-        for i in range(3):
-            member = tarfile.TarInfo(f"k{i}.bin")
-            member.size = 2_000
-            tar.addfile(member, io.BytesIO(bytes([i]) * 2_000))
+    path = tar(tmp_path / "a.tar", {f"k{i}.bin": bytes([i]) * 2_000 for i in range(3)})
     with deeplake.connect(tmp_path / "s") as db:
         db.ingest("t", str(path))
         db.publish(tmp_path / "there")

@@ -17,6 +17,7 @@ import pytest
 from cli_store import ran, run
 from conftest import moving_frames
 from object_store import Proxy, fresh_url, s3_server
+from tars import tar
 
 import deeplake_loader as deeplake
 from deeplake_loader.care.report import VerifyReport
@@ -341,15 +342,7 @@ def test_objects_are_read_past_the_cache_and_mended_on_the_storage(s3: Proxy, tm
 
 
 def test_an_adopted_tar_is_verified_and_never_written(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as tar:
-        for i in range(3):
-            member = tarfile.TarInfo(f"k{i}.bin")
-            member.size = 2_000
-            tar.addfile(member, io.BytesIO(bytes([i]) * 2_000))
+    path = tar(tmp_path / "a.tar", {f"k{i}.bin": bytes([i]) * 2_000 for i in range(3)})
     with deeplake.connect(tmp_path / "s") as db:
         db.ingest("t", str(path))
         db.optimize()
