@@ -202,6 +202,28 @@ def test_sys_exit_in_a_training_step_and_in_a_thread_ends_the_process(store: Sto
     assert finish(start(store, code)) == (7, "", "")
 
 
+def test_a_daemon_thread_that_takes_batches_ends_before_the_interpreter_does(store: Store) -> None:
+    """Ended later, inside PyTorch and wherever it next asked for the GIL, it would take the process with it."""
+    code = """
+        import atexit
+
+        def train():
+            try:
+                while True:
+                    for batch in make():
+                        pass
+            finally:
+                print("ended")
+
+        thread = threading.Thread(target=train, daemon=True)
+        thread.start()
+        atexit.register(lambda: print(thread.join(20), thread.is_alive()))
+        for batch in make():
+            sys.exit(7)
+    """
+    assert finish(start(store, code)) == (7, "ended\nNone False\n", "")
+
+
 def test_an_uncaught_exception_writes_its_traceback_and_nothing_else(store: Store) -> None:
     code = """
         loader = DataLoader(make(), batch_size=None, num_workers=1)
