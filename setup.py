@@ -144,6 +144,7 @@ setup(
             "moto[server]>=5",
             "s3fs>=2025.2",
             "pytest-xdist>=3.6",
+            "pytest-rerunfailures>=15",  # in CI only: Makefile says why
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",
