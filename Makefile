@@ -17,7 +17,7 @@ demo: .venv/ready
 # Hundreds of the tests start, kill or time whole processes on a machine that others load too: in CI a failing test runs
 # once more, and the summary names it a rerun. By hand it fails at once, so that whoever sees it can mend it.
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(CI),--reruns 1)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(CI),--reruns 1 -r fER)
 
 test-long: .venv/ready
 	$(BIN)/python -m pytest --override-ini "addopts=--strict-markers" --hypothesis-profile long
