@@ -277,6 +277,8 @@ class EmbeddedRunner:
 
 def _all_above(columns: Mapping[str, Sequence[Any]], key: str, last: int) -> bool:
     values: Any = next(v for name, v in columns.items() if str(name).lower() == key.lower())
+    if isinstance(values, range):
+        return len(values) > 0 and min(values[0], values[-1]) > last
     if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u"):  # numpy, whose numbers are no int
         return len(values) > 0 and bool(values.min() > last)
     return len(values) > 0 and all(isinstance(v, int) and v > last for v in values)

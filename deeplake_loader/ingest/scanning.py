@@ -7,9 +7,10 @@ to us, or cannot tell the size of, goes through the codecs by itself. Both ways 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import codecs, kernels
@@ -27,12 +28,43 @@ _CODE, _OFFSET, _SIZE, _CRC, _FACTS, _KEPT, _NAME, _KEY, _FIELDS = range(9)  # t
 _NO_EXTENSION = "has no extension, so it belongs to no sample"
 
 
+INDEX = ("ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")
+"""The columns of an index, as the catalog names them."""
+
+
+class Index:
+    """Blobs by column: a tuple for each would cost the garbage collector as much as taking them in."""
+
+    def __init__(self) -> None:
+        self.columns: tuple[list[Any], ...] = tuple([] for _ in INDEX)
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def add(self, values: Sequence[Iterable[Any]]) -> None:
+        """More blobs, their values by column."""
+        for column, more in zip(self.columns, values, strict=True):
+            column.extend(more)
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The blobs one by one."""
+        return zip(*self.columns, strict=True)
+
+    def settle(self, bad: Container[str]) -> None:
+        """Leaves out the blobs of these keys and puts the others in the order of their numbers."""
+        numbers, keys = self.columns[:2]
+        chosen = [i for i, key in enumerate(keys) if key not in bad] if bad else range(len(numbers))
+        order = sorted(chosen, key=numbers.__getitem__)
+        if order != list(range(len(numbers))):
+            self.columns = tuple([column[i] for i in order] for column in self.columns)
+
+
 @dataclass(slots=True)
 class Scan:
     """What a walk through one tar found.
 
     Fields: ``names`` of the columns; ``keys`` of the rows in the order of their first members; ``columns``, their
-    values, a number for a blob; ``index``, the blobs' rows for the catalog by that number, without their file;
+    values, a number for a blob; ``index``, the blobs for the catalog by that number, without their file;
     ``problems``, (member, reason); ``fatal``, why the archive cannot be trusted as a whole, or None; ``unused``,
     extensions no column takes, with their members.
     """
@@ -40,7 +72,7 @@ class Scan:
     names: tuple[str, ...]
     keys: list[str] = field(default_factory=list)
     columns: list[list[Any]] = field(default_factory=list)
-    index: list[tuple[Any, ...]] = field(default_factory=list)
+    index: Index = field(default_factory=Index)
     problems: list[tuple[str, str]] = field(default_factory=list)
     fatal: str | None = None
     unused: dict[str, int] = field(default_factory=dict)
@@ -156,8 +188,7 @@ class _Scanner:
             chosen = [i for i, key in enumerate(found.keys) if key not in self._bad]
             found.keys = [found.keys[i] for i in chosen]
             found.columns = [[column[i] for i in chosen] for column in found.columns]
-            found.index = [row for row in found.index if row[1] not in self._bad]
-        found.index.sort()
+        found.index.settle(self._bad)
         return found
 
     # -- one member ------------------------------------------------------------------------------------------------
@@ -197,10 +228,10 @@ class _Scanner:
         except (DeeplakeError, ValueError) as error:
             self._refuse(key, member, error)
             return
-        self._found.index.append(
-            (ordinal, key, column.name, encoded.extension, member.offset, member.size, checksums(member.data),
-             encoded.info.to_json())
-        )  # fmt: skip
+        self._found.index.add((
+            [ordinal], [key], [column.name], [encoded.extension], [member.offset], [member.size],
+            [checksums(member.data)], [encoded.info.to_json()],
+        ))  # fmt: skip
 
     def _read_values(self, key: str, extension: str, member: Member) -> None:
         try:
@@ -280,12 +311,12 @@ class _Scanner:
         whole = part.where(known)
         self._put_part(whole, place, whole.ordinals.tolist())
         described = _describe(column.type, whole)
-        sums = whole.table[:, _CRC].astype("<u4").tobytes()
-        self._found.index += zip(
-            whole.ordinals.tolist(), whole.keys(), repeat(column.name), (extension for extension, _ in described),
-            whole.table[:, _OFFSET].tolist(), whole.table[:, _SIZE].tolist(),
-            (sums[i : i + 4] for i in range(0, len(sums), 4)), (facts for _, facts in described),
-        )  # fmt: skip
+        sums = whole.table[:, _CRC].astype("<u4").view("V4")  # as which numpy gives bytes
+        self._found.index.add((
+            whole.ordinals.tolist(), whole.keys(), repeat(column.name, len(described)), map(itemgetter(0), described),
+            whole.table[:, _OFFSET].tolist(), whole.table[:, _SIZE].tolist(), sums.tolist(),
+            map(itemgetter(1), described),
+        ))  # fmt: skip
         rest = part.where(~known)
         for i, key in enumerate(rest.keys()):
             self._store(key, (place, column), self._member(rest, i), int(rest.ordinals[i]))
@@ -294,7 +325,7 @@ class _Scanner:
         place = self._slots.text(part.extension)
         if place is not None:
             try:
-                self._put_part(part, place, [data.decode() for data in part.kept_data()])
+                self._put_part(part, place, part.kept_texts())
             except ValueError:  # one is no text, or was too long to be kept: they are told one by one
                 place = None
         if place is None:
@@ -337,23 +368,29 @@ class _Part:
 
     def keys(self) -> list[str]:
         """The key of each."""
-        keys = self.run.keys
-        return [keys[i] for i in self.table[:, _KEY].tolist()]
+        keys, wanted = self.run.keys, self.table[:, _KEY]
+        if len(wanted) == len(keys) and (wanted[1:] > wanted[:-1]).all():  # every key has such a member
+            return list(keys)
+        return [keys[i] for i in wanted.tolist()]
 
     def name(self, i: int) -> str:
         """The name of one as it stands in the archive."""
         return self.run.name(int(self.table[i, _NAME]))
 
-    def kept_data(self) -> Iterator[bytes]:
-        """The data of each.
+    def kept_texts(self) -> list[str]:
+        """The text of each.
 
         Raises:
-            ValueError: one was not kept.
+            ValueError: one was not kept, or is none.
         """
-        for size, at in self.table[:, (_SIZE, _KEPT)].tolist():
-            if at < 0:
-                raise ValueError("was not kept")
-            yield self.run.kept[at : at + size]
+        starts, sizes = self.table[:, _KEPT], self.table[:, _SIZE]
+        if (starts < 0).any():
+            raise ValueError("was not kept")
+        spans, kept = zip(starts.tolist(), (starts + sizes).tolist(), strict=True), self.run.kept
+        if kept.isascii():  # a letter a byte: decoded at once
+            text = kept.decode()
+            return [text[a:b] for a, b in spans]
+        return [kept[a:b].decode() for a, b in spans]
 
 
 def _describe(kind: ColumnType, part: _Part) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from deeplake_loader import adopted, store
 from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.ingest import members
-from deeplake_loader.ingest.scanning import Scan, scan
+from deeplake_loader.ingest.scanning import INDEX, Scan, scan
 from deeplake_loader.ingest.sources import Reader, Source
 from deeplake_loader.ingest.tar_walk import Member, Problem, walk
 from deeplake_loader.ingest.target import Whole
@@ -30,7 +30,6 @@ _OBSERVED = 2_000  # members that a schema is inferred from, per source
 _ROWS = 65_536
 _COPIED_ROWS = 1_024  # whose bytes are in memory
 _STEP = 8 << 20
-_MEMBER = ("ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")
 
 
 class TarSource(Whole):
@@ -102,7 +101,7 @@ class PackedSource(TarSource):
     def batches(self, target: Target) -> Iterator[Batch]:
         found = self._told(target)
         kinds = {c.name: c.type for c in target.db.tables()[target.table].columns}
-        extents = {ordinal: (offset, length) for ordinal, _, _, _, offset, length, _, _ in found.index}
+        extents = {ordinal: (offset, length) for ordinal, _, _, _, offset, length, _, _ in found.index.rows()}
         with self._file:
             for keys, columns in _parts(found, _COPIED_ROWS):
                 yield (
@@ -166,7 +165,7 @@ def _register(target: Target, source: Source, found: Scan) -> int:
             row,
         )[0]
     )
-    columns: dict[str, Sequence[Any]] = dict(zip(_MEMBER, zip(*found.index, strict=True), strict=True))
+    columns = dict(zip(INDEX, found.index.columns, strict=True))
     insert_columns(catalog, "_dl_members", {"file": [file] * len(found.index), **columns})
     return file
 
