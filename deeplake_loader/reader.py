@@ -177,6 +177,8 @@ class Reader:
                 held = self._files.open(int(self._files.numbers(extents.paths)[file]))
             data = os.pread(held.fd, length, offset) if held.fd >= 0 else b""
             if len(data) == length and kernels.crc32c(data) == check:
+                if isinstance(held, RemoteFile):
+                    held.mirror.counters.add(hits=length)
                 return data
         return self._blobs.read(int(extents.address[row]))
 

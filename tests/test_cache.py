@@ -95,6 +95,19 @@ def test_all_that_is_missing_of_many_segments_is_one_request_each(tmp_path: Path
     assert mirror.traffic.gets == 2
 
 
+def test_found_are_the_bytes_of_ranges_that_were_there_whole_when_they_were_read(tmp_path: Path) -> None:
+    mirror = mirror_of(tmp_path)
+    mirror.fetch({"big.tar": spans((0, 10), (3 * PAGE, 3 * PAGE + 10))})
+    assert mirror.traffic.hits == 0
+    half = {"big.tar": spans((5, PAGE), (PAGE - 5, PAGE + 5), (3 * PAGE, 4 * PAGE), (9 * PAGE, 9 * PAGE + 1))}
+    mirror.fetch(half, keep_only=True)
+    assert mirror.traffic.hits == 0, "nobody has read them yet"
+    mirror.fetch(half)
+    assert mirror.traffic.hits == PAGE - 5 + 10 + PAGE + 1
+    mirror.fetch({"big.tar": spans((7 * PAGE, 7 * PAGE + 1), (0, 3))})
+    assert mirror.traffic.hits == PAGE - 5 + 10 + PAGE + 1 + 3, "of two ranges, one had to be fetched"
+
+
 def test_a_second_mirror_finds_what_the_first_fetched(tmp_path: Path) -> None:
     mirror_of(tmp_path).read("big.tar", 0, SEGMENT)
     second = Mirror(f"memory://{tmp_path}", limits=Limits(str(tmp_path / "cache")))

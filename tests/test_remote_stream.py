@@ -289,6 +289,24 @@ def test_prewarming_leaves_nothing_to_fetch(store: Remote, s3: Proxy) -> None:
         assert not s3.log and db.prewarm() == 0
 
 
+def test_what_the_cache_had_is_counted_once_however_often_it_was_looked_for(store: Remote, s3: Proxy) -> None:
+    total = sum(BLOB + i for i in range(ROWS))
+    with store.connect() as db:
+        db.prewarm()
+        before = db.stats
+        s3.clear()
+        assert db.prewarm() == 0 and db.stats == before, "prewarming reads nothing"
+        stream = db.stream(QUERY, batch_size=32, shuffle=True, num_threads=2)  # which has a thread that reads ahead
+        for _ in range(2):
+            assert len(ids(stream)) == ROWS
+            assert (stream.stats.hits, stream.stats.bytes, stream.stats.gets) == (total, total, 0)
+        assert not s3.log
+        before = db.stats
+        sample = stream.sample(7)
+        assert bytes(sample["data"]) == blob(int(sample["id"]))
+        assert (db.stats - before).hits == len(bytes(sample["data"]))
+
+
 def test_small_inserts_write_no_object_and_larger_ones_at_most_three(fresh: Remote, s3: Proxy) -> None:
     with fresh.connect(storage=fresh.url) as db:
         db.execute("CREATE TABLE clips (id BIGINT PRIMARY KEY, data BLOB, v VECTOR(768))")

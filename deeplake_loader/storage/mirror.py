@@ -136,14 +136,14 @@ class Mirror:
     def fetch(
         self, wanted: Mapping[str, Spans], expected: Expected | None = None, *, keep_only: bool = False
     ) -> Fetched:
-        """Makes these ranges present in their copies, every missing one fetched at the same time; ``keep_only``: those
-        for which there is no room are not fetched.
+        """Makes these ranges present in their copies, every missing one fetched at the same time; ``keep_only``:
+        somebody reads them later, so those for which there is no room are not fetched, and none is counted as found.
 
         Raises:
             NotFoundError: an object is gone. CorruptionError: one ends earlier. StoreError: the storage is out of
                 reach.
         """
-        fetched = Fetched()
+        fetched, found = Fetched(), 0
         missing: list[tuple[str, Copy, list[int]]] = []
         for name, spans in wanted.items():
             copy = self.copy(name)
@@ -153,12 +153,12 @@ class Mirror:
                 continue
             copy.use(spans)
             pages = copy.missing(spans, None if expected is None else expected.get(name))
-            if not len(pages):
-                self.counters.add(hits=int((spans[:, 1] - spans[:, 0]).sum()))
-            else:
+            found += 0 if keep_only else copy.present(spans)
+            if len(pages):
                 missing.append((name, copy, pages.tolist()))
         if missing:
             self._fill(missing, {} if keep_only else wanted, fetched)
+        self.counters.add(hits=found)  # at the end: what failed is asked for again
         return fetched
 
     def _fill(
@@ -293,7 +293,9 @@ class Mirror:
                 raise NotFoundError(f"the cache {self._limits.folder} cannot be written, or holds 0 bytes")
             before = copy.held
             for start in range(0, copy.size, _WARMED):
-                if self.fetch({name: _one(start, min(start + _WARMED, copy.size))}).bodies:
+                stop = min(start + _WARMED, copy.size)
+                self.fetch({name: _one(start, stop)}, keep_only=True)
+                if copy.present(_one(start, stop)) < stop - start:
                     return done + copy.held - before
             done += copy.held - before
         return done

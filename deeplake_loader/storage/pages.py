@@ -101,6 +101,13 @@ class Copy:
             lacking |= near & absent & expected
         return np.flatnonzero(lacking)
 
+    def present(self, spans: Spans) -> int:
+        """How many of these bytes are here, of spans that are here whole."""
+        absent = np.concatenate(([0], np.cumsum(self.pages == 0)))
+        last = -(-np.minimum(spans[:, 1], self.size) // PAGE)
+        whole = absent[last] == absent[np.minimum(spans[:, 0] // PAGE, last)]
+        return int((spans[whole, 1] - spans[whole, 0]).sum())
+
     def use(self, spans: Spans) -> None:
         """Takes note that these bytes are being read."""
         now = int(time.time())

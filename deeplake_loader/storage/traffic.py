@@ -13,7 +13,8 @@ class Traffic:
 
     Fields: ``gets``, ``puts``, ``lists``, ``heads``, ``deletes``, requests sent, those that failed or were sent twice
     included (a multipart upload counts its parts and the two requests around them); ``bytes_read`` and
-    ``bytes_written``, payload that arrived whole; ``hits``, bytes that readers found in the local cache;
+    ``bytes_written``, payload that arrived whole; ``hits``, bytes that readers found in the local cache (each time
+    one of them read them, whoever had brought them there; reading ahead and prewarming read nothing);
     ``retries``, requests sent again after a failure, ``hedges``, second requests sent while a slow one still ran;
     ``refetched``, bytes fetched again because a checksum was wrong; ``evicted``, bytes the cache gave up;
     ``passed``, bytes that were read past the cache because it had no room.

@@ -51,8 +51,9 @@ class Stats:
     replaced, ``skipped`` the newest 1,000 of them (of this process: DataLoader's workers only count theirs, and name
     them in each batch's ``_bad``). ``retries``: samples read a second time. ``workers``: DataLoader's, 0 without.
     ``epoch`` and ``position``: the cursor behind the newest batch. What this process asked of object storage since the
-    pass began: ``gets``, requests for bytes, ``fetched``, bytes that came, ``hits``, bytes that were in the cache
-    already, ``resent``, requests sent again after a failure, ``hedges``, second requests beside slow ones.
+    pass began: ``gets``, requests for bytes, ``fetched``, bytes that came, ``hits``, bytes of samples that were in
+    the cache when they were read (brought by reading ahead, by batches before or long ago), ``resent``, requests sent
+    again after a failure, ``hedges``, second requests beside slow ones.
     """
 
     samples: int = 0
