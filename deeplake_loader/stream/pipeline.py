@@ -177,10 +177,10 @@ def _consume() -> None:
     CPython ends a daemon thread where it next asks for the GIL. Inside PyTorch, where freeing a tensor asks for it,
     that is "terminate called without an active exception" and SIGABRT (5 of 1,600 exits beside such a thread).
     """
-    thread = threading.current_thread()
-    if not thread.daemon:
+    thread, main = threading.current_thread(), threading.main_thread()
+    if not thread.daemon or thread is main:  # a process that a daemon thread forked has it as its main thread
         return
-    if not threading.main_thread().is_alive():
+    if not main.is_alive():
         raise SystemExit
     _consumers.add(thread)
 
