@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 
 import av
@@ -261,6 +262,46 @@ def test_tensors_come_as_stored_or_converted_and_own_their_memory():
     assert cpu.output(stored("TENSOR", np.zeros((2, 3), "f2")).info, Tensor()) == ("float16", (2, 3))
 
 
+SLICES = [
+    np.s_[:2], np.s_[1:, ::2], np.s_[..., -1], np.s_[0], np.s_[0, 1, 2], np.s_[::-1, ..., 1:2], np.s_[5:], np.s_[:, :0],
+    np.s_[...], np.s_[-2:, 0, 1::2],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", SLICES, ids=repr)
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_a_slice_of_a_tensor_is_numpys(part, dtype):
+    whole = np.arange(60, dtype="f4").reshape(3, 4, 5)
+    for value in (whole, np.asfortranarray(whole), torch.from_numpy(whole).to(torch.bfloat16)):
+        item = stored("TENSOR", value)
+        transform = Tensor(dtype, slice=part)
+        found = cpu.to_torch(cpu.decode(item.data, item.info, transform))
+        assert tuple(found.shape) == whole[part].shape and np.array_equal(found.float().numpy(), whole[part])
+        known = cpu.output(item.info, transform)
+        if item.info.dtype == "bfloat16" and dtype is None:
+            assert known is None
+            continue
+        assert known == (dtype or "float32", whole[part].shape)
+        out = np.empty(known[1], known[0])
+        cpu.decode_into(item.data, item.info, transform, out)
+        assert np.array_equal(out, whole[part])
+        assert choose("tensor", transform, {}) == transform == choose("tensor", Tensor(dtype), {"slice": part})
+        assert hash(transform) == hash(pickle.loads(pickle.dumps(transform)))
+
+
+@pytest.mark.parametrize("part", [np.s_[3], np.s_[-4], np.s_[0, 0, 0, 0], np.s_[:, :, :, :1]], ids=repr)
+def test_a_slice_that_a_tensor_does_not_have_is_an_error_of_the_item(part):
+    item = stored("TENSOR", np.zeros((3, 4, 5), "f4"))
+    assert cpu.output(item.info, Tensor(slice=part)) is None
+    with pytest.raises(DecodeError, match=r"x7 cannot be decoded: its shape is \(3, 4, 5\), and slice="):
+        cpu.decode(item.data, item.info, Tensor(slice=part), key="x7")
+
+
+def test_a_single_bfloat16_stays_one_number_when_it_is_converted():
+    item = stored("TENSOR", torch.tensor(1.5, dtype=torch.bfloat16))
+    assert cpu.decode(item.data, item.info, Tensor("float32")).shape == cpu.output(item.info, Tensor("float32"))[1]
+
+
 def test_transforms_are_checked_when_they_are_made_and_against_their_media():
     bad = [
         (Image, {"size": 0}), (Image, {"size": (1, 2, 3)}), (Image, {"size": 2.5}), (Image, {"crop": "left"}),
@@ -271,6 +312,8 @@ def test_transforms_are_checked_when_they_are_made_and_against_their_media():
         (Video, {"frame_indices": (-1,)}), (Video, {"frame_indices": (1,), "num_frames": 1}),
         (Audio, {"channels": 3}),
         (Audio, {"duration": 0}), (Tensor, {"dtype": "bfloat16"}), (Tensor, {"dtype": "object"}),
+        (Tensor, {"slice": "1"}), (Tensor, {"slice": [0]}), (Tensor, {"slice": (..., ...)}), (Tensor, {"slice": True}),
+        (Tensor, {"slice": slice(None, None, 0)}), (Tensor, {"slice": slice(0.5)}), (Tensor, {"slice": (None,)}),
     ]  # fmt: skip
     for kind, options in bad:
         with pytest.raises(InputError, match=kind.__name__):

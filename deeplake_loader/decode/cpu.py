@@ -120,8 +120,8 @@ def output(info: MediaInfo | None, transform: Transform | None) -> tuple[str, tu
     if isinstance(transform, Audio):
         return audio_output(info, transform)
     if isinstance(transform, Tensor) and info is not None and info.shape is not None:
-        dtype = transform.dtype or info.dtype
-        return None if dtype is None or dtype == "bfloat16" else (dtype, info.shape)
+        dtype, shape = transform.dtype or info.dtype, _sliced_shape(info.shape, transform)
+        return None if dtype is None or dtype == "bfloat16" or shape is None else (dtype, shape)
     return None
 
 
@@ -129,12 +129,28 @@ def _as_asked(known: tuple[str, tuple[int, ...]] | None, dtype: str) -> tuple[st
     return None if known is None else (dtype, known[1])
 
 
-def _tensor(data: bytes | memoryview, transform: Tensor) -> Array:
+def _sliced_shape(shape: tuple[int, ...], transform: Tensor) -> tuple[int, ...] | None:
+    """The shape that the slice leaves, None where it does not fit: decoding then says so, with the item's name."""
+    if transform.index is None:
+        return shape
     import numpy as np
 
+    try:
+        left: tuple[int, ...] = np.broadcast_to(np.uint8(0), shape)[transform.index].shape
+    except IndexError:
+        return None
+    return left
+
+
+def _tensor(data: bytes | memoryview, transform: Tensor) -> Array:
     array = decode_tensor(data)
+    if transform.index is not None:
+        try:
+            array = array[transform.index]
+        except IndexError as error:
+            raise DimensionError(f"its shape is {array.shape}, and slice={transform.slice!r} was asked for") from error
     if transform.dtype is None:
         return array
     if array.dtype.kind == "V":  # bfloat16 is the upper half of a float32
-        array = (np.ascontiguousarray(array).view("<u2").astype("<u4") << 16).view("<f4")
+        array = (array.copy(order="C").view("<u2").astype("<u4") << 16).view("<f4")
     return array.astype(transform.dtype)

@@ -6,13 +6,15 @@ number of workers and after a resume.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from deeplake_loader.decode.sampling import MAX_FRAMES, check_window, frames_between, places, window
 from deeplake_loader.errors import DimensionError, InputError, TypeMismatchError
@@ -29,6 +31,9 @@ PixelType = Literal["uint8", "float32", "float16", "bfloat16"]
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std), each of one number or one for each channel."""
 Sampling = Literal["uniform", "random", "contiguous", "segments"]
+
+Part = int | slice | EllipsisType | tuple[int | None, int | None, int | None]
+"""A slice of a tensor, also as (start, stop, step), an integer or ``...``."""
 
 MAX_SIDE = 16_384
 MIN_STD = 1e-6
@@ -314,14 +319,52 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Tensors as stored, or converted to ``dtype``: a name of numpy's such as "float32" ("bfloat16" only as stored)."""
+    """Tensors as stored, or converted to ``dtype``: a name of numpy's such as "float32" ("bfloat16" only as stored).
+
+    ``slice``: the part to take, as numpy indexes: a slice, an integer (which drops its dimension), ``...``, or a tuple
+    of these, which ``numpy.s_`` writes; a slice that reaches over an end is shorter, an integer beyond it and too many
+    dimensions are errors of the item. It is kept with (start, stop, step) for each slice.
+
+    >>> Tensor("float32", slice=(slice(16), ..., 0)).slice
+    ((None, 16, None), Ellipsis, 0)
+    """
 
     dtype: str | None = None
+    slice: Part | tuple[Part, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.slice is not None:
+            object.__setattr__(self, "slice", _checked_parts(self.slice))
         if self.dtype is not None and (self.dtype not in TENSOR_DTYPES or self.dtype == "bfloat16"):
             known = ", ".join(name for name in TENSOR_DTYPES if name != "bfloat16")
             raise InputError(f"Tensor(dtype={self.dtype!r}): expected one of {known}")
+
+    @property
+    def index(self) -> tuple[Any, ...] | None:
+        """``slice`` as numpy takes it, giving a view also of a single element; None for the whole."""
+        if self.slice is None:
+            return None
+        parts = tuple(builtins.slice(*part) if isinstance(part, tuple) else part for part in cast(Any, self.slice))
+        return parts if ... in parts else (*parts, ...)
+
+
+def _checked_parts(given: object) -> tuple[object, ...]:
+    """Slices as (start, stop, step), so that the transform stays a value that can be hashed and compared."""
+    ends = given if isinstance(given, tuple) else (given,)
+    parts = tuple((p.start, p.stop, p.step) if isinstance(p, builtins.slice) else p for p in ends)
+    if not all(type(p) is int or p is ... or _is_span(p) for p in parts) or parts.count(...) > 1:
+        raise InputError(
+            f"Tensor(slice={given!r}): expected a slice with a step other than 0, an integer, ... once, or a tuple of "
+            "these, as numpy.s_ writes them"
+        )
+    return parts
+
+
+def _is_span(part: object) -> bool:
+    """Whether it is the (start, stop, step) of a slice."""
+    if not isinstance(part, tuple) or len(part) != 3:
+        return False
+    return part[2] != 0 and all(number is None or type(number) is int for number in part)
 
 
 @dataclass(frozen=True, slots=True)
