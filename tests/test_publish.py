@@ -23,9 +23,11 @@ from tars import tar
 
 import deeplake_loader as deeplake
 from deeplake_loader.care.publishing import Publication
+from deeplake_loader.codecs import encode
 from deeplake_loader.errors import CorruptionError, InputError, LockedError, NotFoundError, StoreError
 from deeplake_loader.storage.objects import Local, open_folder
 from deeplake_loader.storage.published import Pointer, read_pointer
+from deeplake_loader.types import ColumnType
 
 
 @pytest.fixture(scope="module")
@@ -311,18 +313,53 @@ def test_adopted_tars_of_this_machine_are_copied(tmp_path: Path) -> None:
     with deeplake.connect(tmp_path / "s") as db:
         db.ingest("t", str(path))
         db.publish(tmp_path / "there")
-    path.unlink()
     shutil.rmtree(tmp_path / "s")
+    path.unlink()
     with deeplake.connect(tmp_path / "there") as reader:
         column = reader.tables()["t"].blobs[0].name
         rows = reader.execute(f"SELECT {column} FROM t ORDER BY key")
         assert [r[0].bytes() for r in rows] == [bytes([i]) * 2_000 for i in range(3)]
         assert reader.verify().problems == ()
-    (snapshot,) = (tmp_path / "there" / "published").glob("*.sqlite")
-    with sqlite3.connect(snapshot) as connection:
-        told = [connection.execute(f"SELECT * FROM {t}").fetchall() for t in ("_dl_files", "_dl_meta", "_dl_sources")]
-    connection.close()
-    assert str(tmp_path) not in repr(told), "nothing of the publisher's machine but messages of commits"
+
+
+def test_nothing_published_names_a_folder_of_the_publishers_machine(tmp_path: Path) -> None:
+    home = tmp_path / "a home"
+    pictures = home / "pictures"
+    pictures.mkdir(parents=True)
+    for i in range(2):
+        (pictures / f"{i}.png").write_bytes(
+            encode(ColumnType.parse("IMAGE"), np.full((8, 8, 3), i, np.uint8), where="test").data
+        )
+    (home / "rows.csv").write_text("a,b\n1,x\n")
+    np.save(home / "v.npy", np.eye(4, dtype=np.float32))
+    path = tar(home / "a.tar", {f"k{i}.bin": bytes([i]) * 2_000 for i in range(3)})
+    with deeplake.connect(home / "s") as db:
+        names = {"t": path, "pictures": pictures, "one": pictures / "0.png", "rows": home / "rows.csv"}
+        for table, source in {**names, "v": home / "v.npy"}.items():
+            db.ingest(table, str(source))
+        assert [c.message for c in db.log()][::-1] == [
+            f"ingest {name}" for name in ("a.tar", "pictures", "0.png", "rows.csv", "v.npy")
+        ]
+        db.execute(f"SELECT count(*) FROM rows WHERE b = '{home}'")
+        data = bytearray(path.read_bytes())
+        data[600] ^= 1
+        path.write_bytes(data)
+        column = db.tables()["t"].blobs[0].name
+        stream = db.stream(f"SELECT id, {column} FROM t", batch_size=1, on_error="skip")
+        assert len(list(stream)) == 3
+        assert "a%20home" in stream.stats.skipped[0].reason
+        db.quarantine(stream.stats.skipped)
+        db.quarantine("k1", reason=f"{home}/s/shards/x.tar is bad")
+        data[600] ^= 1
+        path.write_bytes(data)
+        db.publish(tmp_path / "there")
+    for file in (tmp_path / "there").rglob("*"):
+        found = file.read_bytes() if file.is_file() else b""
+        assert str(tmp_path).encode() not in found and b"a home" not in found and b"a%20home" not in found, file
+    with deeplake.connect(tmp_path / "there") as reader:
+        assert reader.quarantined()[0].reason.startswith("a.tar: key 'k0'")
+        assert reader.quarantined()[1].reason == "shards/x.tar is bad"
+        assert reader.verify().ok
 
 
 def test_a_store_on_an_object_storage_is_published_beside_its_objects(s3: Proxy, tmp_path: Path) -> None:

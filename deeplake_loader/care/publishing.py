@@ -7,7 +7,7 @@
 
 A version once published never changes; whoever opened it reads on until `gc` takes it. What the snapshot names lies
 below the url: open shards of other processes are copied as far as they are committed, local tars that were adopted are
-copied, and what is the publisher's own business (where its bytes lie, adopted folders) is left out.
+copied, and what is the publisher's own business (where its bytes lie, adopted folders, its statements) is left out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from deeplake_loader import adopted, store
 from deeplake_loader.blobs import place_of
@@ -74,7 +75,7 @@ def publish(catalog: Catalog, url: str | None, options: Mapping[str, Any] | None
             _copy_catalog(catalog, path)
         put = _Placing(catalog, own, target)
         put.place(path, progress=progress)
-        digest = _seal(path)
+        digest = _seal(path, catalog)
         snapshot = f"{FOLDER}/{store.unique_name()}.sqlite"
         target.upload(snapshot, path)
         size = os.path.getsize(path)
@@ -92,14 +93,17 @@ def _copy_catalog(catalog: Catalog, path: str) -> None:
         raise translate_error(error) from error
 
 
-def _seal(path: str) -> str:
+def _seal(path: str, catalog: Catalog) -> str:
     """Makes the snapshot one file without what is the publisher's own business; gives its sha256."""
     with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-        roots = copy.execute("SELECT value FROM _dl_meta WHERE key = ?", (adopted.ROOTS,)).fetchone()
-        kept = [root for root in json.loads(roots[0]) if not root.startswith("file:")] if roots else []
+        roots = adopted.roots(catalog)
+        local = [root for root in roots if root.startswith("file:")]
+        kept = [root for root in roots if root not in local]
         copy.execute("UPDATE _dl_meta SET value = ? WHERE key = ?", (json.dumps(kept), adopted.ROOTS))
         copy.execute("DELETE FROM _dl_meta WHERE key = 'storage'")
         copy.execute("DELETE FROM _dl_sources WHERE url LIKE '/%' OR url LIKE 'file:%'")
+        copy.execute("DELETE FROM _dl_plans")  # statements as the publisher wrote them, values and all
+        _hide_folders(copy, {*local, *(unquote(url.removeprefix("file://")) for url in local), *_folders(catalog)})
         copy.execute("PRAGMA journal_mode = DELETE").fetchone()
         copy.execute("VACUUM")
     fd = os.open(path, os.O_RDONLY)
@@ -107,6 +111,19 @@ def _seal(path: str) -> str:
         return hash_file(fd, os.fstat(fd).st_size, path)
     finally:
         os.close(fd)
+
+
+def _folders(catalog: Catalog) -> set[str]:
+    """The folders of this machine that messages about the store's files begin with."""
+    own = {catalog.root.folder, catalog.root.base}
+    return {f"{folder}/" for folder in own | {os.path.realpath(folder) for folder in own}}
+
+
+def _hide_folders(copy: sqlite3.Connection, folders: set[str]) -> None:
+    """Why samples were set aside, told without these."""
+    if copy.execute("SELECT 1 FROM sqlite_master WHERE name = '_dl_quarantine'").fetchone():
+        for folder in sorted(folders, key=len, reverse=True):  # what lies in another goes first
+            copy.execute("UPDATE _dl_quarantine SET reason = replace(reason, ?, '')", (folder,))
 
 
 class _Placing:

@@ -272,7 +272,7 @@ class _Run:
         added, present = self._tally.added, self._tally.present
         try:
             future.result()
-            with self._db.transaction(f"ingest {source.name}"):
+            with self._db.transaction(f"ingest {source.label}"):
                 self._db._catalog.line_up(f"ingest into {self._proposal.table}")
                 self._make_table()
                 for part in reading.split(self._known_now):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from deeplake_loader.adopted import file_url
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
@@ -41,6 +42,21 @@ class Source:
     form: Form
     nbytes: int
     stamp: str
+
+    @property
+    def label(self) -> str:
+        """What a commit's message calls it, which others read where the store is published: no folder of this machine,
+        and of a url neither credentials nor a query.
+
+        >>> Source("~/a/b.tar", "file:///home/me/a/b.tar", "/home/me/a/b.tar", "tar", 1, "").label
+        'b.tar'
+        >>> Source("", "https://me:pass@example.com/a/b.tar?key=1", None, "tar", 1, "").label
+        'https://example.com/a/b.tar'
+        """
+        if self.path is not None:
+            return os.path.basename(self.path) or os.sep
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def find(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Source]:
