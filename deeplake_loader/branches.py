@@ -28,6 +28,7 @@ HISTORY_FROM = "history_from"
 """Fact in _dl_meta: the oldest commit number whose state can still be read, set when the undo log is pruned."""
 
 _ILLEGAL = re.compile(r"\.\.|@\{|//|[\x00-\x20\x7f~^:?*\[\\]|^[-/.]|/\.|\.lock(/|$)|[/.]$|^@$")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")  # so begins a time; a commit's id has no dash
 _COLUMNS = "id, name, head, created_at"
 
 
@@ -226,7 +227,7 @@ class Branches:
     def resolve(self, ref: str | dt.datetime | Point, *, branch: int = MAIN) -> Point:
         """The point that a branch's or tag's name, a commit's id (or its first 7 digits) or a time on ``branch`` means.
 
-        A time without a zone is UTC, as NOW() gives it.
+        A time is a datetime or its text, as "2026-03-02 18:30"; without a zone it is UTC, as NOW() gives it.
         """
         if isinstance(ref, Point):
             return self._kept(ref)
@@ -238,6 +239,8 @@ class Branches:
         if row is not None:
             return self.present(row[0])
         row = self._catalog.fetchone("SELECT branch, seq FROM _dl_tags WHERE name = ?", (ref,))
+        if row is None and (time := _time(ref)) is not None:
+            return self.resolve(time, branch=branch)
         return self._kept(Point(*(row or self._commit(ref))))
 
     def _commit(self, ref: str) -> tuple[int, int]:
@@ -246,7 +249,8 @@ class Branches:
             query = "SELECT branch, seq FROM _dl_commits WHERE id >= ? AND id < ? LIMIT 2"
             rows = self._catalog.fetchall(query, (ref, ref + "g"))
         if len(rows) != 1:
-            problem = "several commits begin so" if rows else "there is no branch, tag or commit of that name"
+            none = "there is no branch, tag or commit of that name, and it is no time such as 2026-03-02 18:30"
+            problem = "several commits begin so" if rows else none
             raise NotFoundError(f"cannot tell what {ref!r} means: {problem}")
         return int(rows[0][0]), int(rows[0][1])
 
@@ -367,6 +371,16 @@ class Branches:
         query = f"SELECT seq, id, created_at, author, message, branch FROM _dl_commits WHERE {where} ORDER BY seq DESC"
         values = tuple(value for value in (*given.values(), limit) if value is not None)
         return self._catalog.fetchall(query if limit is None else f"{query} LIMIT ?", values)
+
+
+def _time(text: str) -> dt.datetime | None:
+    """The time that a text is, None of any other text."""
+    if not _DAY.match(text):
+        return None
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def first_number(catalog: Catalog, log: str, seq: int) -> int:

@@ -321,6 +321,23 @@ def test_tags_name_points_on_any_branch(db: deeplake.Database) -> None:
         db.branch("v1")
 
 
+def test_a_time_as_text_means_what_the_datetime_means(db: deeplake.Database) -> None:
+    tables(db)
+    time = db.log(limit=1)[0].created_at
+    zoned = time.replace(tzinfo=dt.UTC).astimezone(dt.timezone(dt.timedelta(hours=5)))
+    db.execute("DELETE FROM t WHERE id > 2")
+    for ref in (time, str(time), time.isoformat(), f"{time.isoformat()}Z", str(zoned)):
+        with db.at(ref) as then:
+            assert len(rows(then)) == 5
+        assert db.diff(ref, "main").counts["t"].removed == 3
+    db.tag("2026-01-01")  # a name is a name, also where it reads as a time
+    with db.at("2026-01-01") as then, db.at("9999-12-31 23:59") as late:
+        assert len(rows(then)) == len(rows(late)) == 2
+    for ref in ("2026-13-01", "2026-01-02x", "nope"):
+        with pytest.raises(errors.NotFoundError):
+            db.at(ref)
+
+
 def test_the_log_tells_who_did_what(db: deeplake.Database) -> None:
     tables(db)
     db.branch("x")

@@ -227,3 +227,6 @@ def test_rows_of_another_branch_and_of_another_time(store: Path) -> None:
     assert ran(store, *count) == "n,most\n6,25\n"
     assert ran(store, *count, "-b", "experiment") == "n,most\n7,99\n"
     assert ran(store, *count, "-b", "experiment", "--at", "v1") == "n,most\n6,25\n"
+    with deeplake.connect(store) as db:
+        time = str(db.tags()[0].created_at)
+    assert ran(store, *count, "--at", time) == "n,most\n6,25\n"
