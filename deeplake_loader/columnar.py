@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplake_loader import kernels, scalars, store
-from deeplake_loader.rows import RowSet
+from deeplake_loader.rows import Given, RowSet, packed
 from deeplake_loader.types import ColumnType
 
 Indices = npt.NDArray[np.int64]
@@ -281,7 +281,7 @@ def gather(
 ) -> ColumnarRows:
     """The rows of a cursor, given as chunks of tuples; columns behind the named ones are the hidden primary keys.
 
-    ``decoded``: the values are Python's own, and those of VECTOR columns their little-endian bytes.
+    ``decoded``: the values are Python's own, and those of VECTOR columns what `rows.packed` takes.
 
     >>> gather(["a", "b"], [None, None], [[(1, "x"), (2, None)]]).columns[1].tolist()
     ['x', None]
@@ -317,13 +317,13 @@ class _Spool:
     """A column of vectors while its rows come: their bytes go to a file, so that memory holds 8 bytes a row."""
 
     def __init__(self, kind: ColumnType) -> None:
-        self._dimension, self._dtype = kind.dimension, np.dtype(kind.dtype).newbyteorder("<")
+        self._kind, self._dimension, self._dtype = kind, kind.dimension, np.dtype(kind.dtype).newbyteorder("<")
         with store.file_errors("write a query's vectors to", tempfile.gettempdir()):
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._places, self._count = array("q"), 0
 
-    def extend(self, values: Sequence[bytes | None]) -> None:
-        present = [value for value in values if value is not None]
+    def extend(self, values: Sequence[Given | None]) -> None:
+        present = [packed(self._kind, value) for value in values if value is not None]
         with store.file_errors("write a query's vectors to", tempfile.gettempdir()):
             self._file.writelines(present)
         if len(present) == len(values):

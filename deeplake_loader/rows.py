@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import json
 import operator
+import struct
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
@@ -64,6 +66,23 @@ class Answer(Protocol):
     def arrow(self, i: int, kind: ColumnType | None, wanted: pa.DataType | None) -> pa.Array | None:
         """Column i as an array, or None where that goes by way of Python's values."""
         ...
+
+
+Given = bytes | Sequence[float]
+"""A vector as a driver gives it: little-endian numbers of its column's dtype, or a list of numbers."""
+
+
+def packed(kind: ColumnType, numbers: Given) -> bytes:
+    """The little-endian numbers of a VECTOR column's value.
+
+    >>> packed(ColumnType.parse("VECTOR(2, float16)"), [1.0, -2.0]).hex()
+    '003c00c0'
+    """
+    if isinstance(numbers, bytes):
+        return numbers
+    if kind.dtype == "float32" and isinstance(numbers, array) and numbers.typecode == "f":
+        return numbers.tobytes()
+    return struct.pack(f"<{len(numbers)}{'e' if kind.dtype == 'float16' else 'f'}", *numbers)
 
 
 class _Handle:
@@ -175,10 +194,10 @@ class Vector(_Handle):
     __slots__ = ()
 
     @classmethod
-    def of(cls, source: Source | None, kind: ColumnType, numbers: bytes) -> Vector:
-        """A vector that is here: its little-endian numbers of the column's dtype."""
+    def of(cls, source: Source | None, kind: ColumnType, numbers: Given) -> Vector:
+        """A vector that is here: its numbers as its driver gives them, see `packed`."""
         vector = cls(cast("Source", source), kind, 0)  # which is never asked
-        vector._address = numbers
+        vector._address = packed(kind, numbers)
         return vector
 
     @property
@@ -294,7 +313,7 @@ class RowSet(Sequence[Row]):
 
     ``rowcount``: rows returned, or changed by a statement without RETURNING. ``lastrowid``: the id that a single-row
     INSERT got, else None. Pickling keeps records and types and drops the source, so blobs of a copy cannot be read.
-    ``decoded`` says that the records hold Python's values (and the numbers of vectors, as bytes), as PostgreSQL's
+    ``decoded`` says that the records hold Python's values (and the numbers of vectors, see `packed`), as PostgreSQL's
     driver gives them; ``answer`` is what it got them from, if they are made when they are asked for.
     """
 
@@ -564,14 +583,14 @@ def _document(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _held_vectors(values: list[bytes | None], kind: ColumnType) -> pa.Array:
+def _held_vectors(values: list[Given | None], kind: ColumnType) -> pa.Array:
     """Vectors whose numbers are here, NULL where there is none."""
     import numpy as np
     import pyarrow as pa
 
     dtype = np.dtype(kind.dtype).newbyteorder("<")
     empty = bytes(kind.dimension * dtype.itemsize)
-    flat = np.frombuffer(b"".join(empty if v is None else v for v in values), dtype)
+    flat = np.frombuffer(b"".join(empty if v is None else packed(kind, v) for v in values), dtype)
     missing = np.array([v is None for v in values], np.bool_)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(kind.dtype)), kind.dimension, mask=pa.array(missing))
 
@@ -596,7 +615,7 @@ def _cast(values: list[Any], kind: ColumnType) -> pa.Array | None:
 def _arrow_type(kind: ColumnType | None) -> pa.DataType | None:
     import pyarrow as pa
 
-    if kind is None:
+    if kind is None or str(kind.option("native")).endswith("[]"):  # an array of PostgreSQL's
         return None
     if kind.name == "NUMERIC" and kind.option("precision") is not None:
         return pa.decimal128(int(kind.option("precision") or 0), int(kind.option("scale") or 0))

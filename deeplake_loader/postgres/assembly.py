@@ -37,7 +37,7 @@ def assemble(catalog: Catalog, source: Source) -> Parts:
     indexes, views = PostgresIndexes(catalog, vectors), PostgresViews(catalog, history)
     overlays, references = PostgresBranchWriter(catalog, views, history), PostgresReferences()
     schema = PostgresSchema(catalog, history)
-    writer = PostgresWriter(catalog, shards, vectors, source, overlays.target, lambda: schema.pgvector)
+    writer = PostgresWriter(catalog, shards, vectors, source, overlays.target)
     copies = Copies(catalog, vectors.matrix)
     searcher = Searcher(vectors.matrix, vectors.gather, copies)
     statements = PostgresStatements(

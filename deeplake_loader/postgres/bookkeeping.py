@@ -113,7 +113,7 @@ def _make(connection: Connection, address: Address, storage: str) -> None:
         statements += [declaration(text, address.bookkeeping) for text in catalog_file.STATEMENTS]
         statements += [text.format(schema=schema) for text in _EXTRA]
         statements += triggers.statements(main=address.schema, bookkeeping=address.bookkeeping)
-        statements += function_statements(address.schema, address.bookkeeping, _vectors_schema(connection))
+        statements += function_statements(address.schema, address.bookkeeping, vectors_schema(connection))
         statements += [
             f"INSERT INTO {schema}._dl_head (one) VALUES (1)",
             f"INSERT INTO {schema}._dl_nodes (branch, seq) VALUES (1, 0)",
@@ -143,7 +143,7 @@ def _add_vectors(connection: Connection) -> None:
         return  # not allowed, or another process was first
 
 
-def _vectors_schema(connection: Connection) -> str | None:
+def vectors_schema(connection: Connection) -> str | None:
     """Where pgvector is; None where it is missing."""
     query = "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
     row = connection.execute(query).fetchone()

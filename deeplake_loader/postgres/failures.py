@@ -29,6 +29,12 @@ _OVERLAY = re.compile(r"^_dl_b\d+_")
 """A branch's own copy of a table; the user knows the table by what follows."""
 _KEY = re.compile(r"\(((?:[^()]|\([^()]*\))*)\)\s*=")
 _VECTOR_OPERATOR = re.compile(r"operator does not exist: .*(<=>|<->|<#>)")
+_OF_PGVECTOR = re.compile(
+    r'type "(vector|halfvec|sparsevec)" does not exist|access method "(hnsw|ivfflat)" does not exist|'
+    r'operator class "(vector|halfvec)_\w+" does not exist|malformed array literal: "\s*\[|'
+    r"function (vector_dims|vector_norm|l1_distance|l2_normalize|subvector|binary_quantize)\("
+)
+"""What a statement names that is the extension's; a vector's text in brackets is read by it alone."""
 _CONSTRAINTS = {
     "23502": "NOT NULL",
     "23503": "FOREIGN KEY",
@@ -92,6 +98,13 @@ def translate_error(error: Exception, sql: str | None = None, *, lost: bool = Fa
         return UnsupportedSQLError(
             f"{operator[1]} is an operator of the extension pgvector, on columns of its types ({text}): where it is "
             "missing, order by cosine_similarity, l2_distance or inner_product, or add it before the table is made",
+            sql=sql,
+            position=_position(error, sql),
+        )
+    if state in ("42704", "42883", "22P02") and _OF_PGVECTOR.search(text):
+        return UnsupportedSQLError(
+            f"this is the extension pgvector's, on columns of its types ({text}): where it is missing, VECTOR columns "
+            "are real[], the score functions and db.search work, and a vector is a parameter or a text like '{1,2,3}'",
             sql=sql,
             position=_position(error, sql),
         )

@@ -27,7 +27,7 @@ from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import CorruptionError, DeeplakeError
 from deeplake_loader.history import LOG_PREFIX
 from deeplake_loader.matrices import BLOCK, HEADER, Layout, Sealed
-from deeplake_loader.postgres.vectors import form_of, rows_from_wire, width_of
+from deeplake_loader.postgres.vectors import rows_from_wire, stored_form, width_of
 from deeplake_loader.types import Table, quote_identifier
 
 if TYPE_CHECKING:
@@ -184,13 +184,13 @@ class Matrices(Participant):
         url = "/".join((FOLDER, *map(store.encode_name, (table.name, column.name)), store.unique_name()))
         self._catalog.root.make_folder(url.rpartition("/")[0])
         layout = Layout(column.type.dimension, cast("Dtype", column.type.dtype))
-        pgvector = self._catalog.fetchone("SELECT 1 FROM pg_extension WHERE extname = 'vector'") is not None
-        form = form_of(column.type, pgvector=pgvector)
+        form = stored_form(self._catalog.fetchone, real, column.name)
         copy = f"COPY (SELECT {key}::bigint, {name} {chosen} ORDER BY 1) TO STDOUT (FORMAT binary)"
         writing = _Writing(self._catalog.root.path(f"{url}.npy"), layout)
         try:
             for piece in _pieces(self._catalog.connection, copy, width_of(form, layout.dimension)):
-                writing.add(piece[:, 6:14], rows_from_wire(piece[:, 18:], form, layout.dimension))
+                rows = rows_from_wire(piece[:, 18:], form, layout.dimension)
+                writing.add(piece[:, 6:14], rows.astype(layout.dtype, copy=False))
             return writing.finish(f"{url}.npy", int(filenode), str(snapshot), self._catalog.meta(HISTORY_FROM) or "")
         except BaseException:
             writing.discard()

@@ -7,15 +7,19 @@ column is an image whatever the shape of the query, the compiler's knowledge of 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.adapt import Buffer, Loader
 from psycopg.pq import Format
 
+from deeplake_loader.errors import StoreError
 from deeplake_loader.postgres.failures import translate_error
 from deeplake_loader.postgres.types import OIDS, is_native
+from deeplake_loader.postgres.vectors import REALS
+from deeplake_loader.postgres.vectors import register as register_vectors
 from deeplake_loader.rows import KEY_PREFIX, at_once, row_class
 from deeplake_loader.types import ColumnType
 
@@ -78,13 +82,21 @@ class ResultTypes:
         origin = result.ftable(i)
         found = self._origin(origin, result.ftablecol(i)) if origin else None
         if found is not None:
-            return found
+            return self._readable(found, oid)
         scalar = _SCALAR.get(oid)
         if known is not None and not known.is_scalar and (scalar is None or scalar.name == "BIGINT"):
             return known
         if scalar is None:
             return self._other(result, i, oid)
         return known if known is not None and known.name == scalar.name else scalar
+
+    def _readable(self, kind: ColumnType, oid: int) -> ColumnType:
+        """The type, unless it is one of pgvector's that this connection is older than."""
+        connection = self._catalog.connection
+        if kind.is_vector and oid != REALS and connection.adapters.get_loader(oid, Format.BINARY) is None:
+            register_vectors(connection)
+            raise StoreError("the database got pgvector after this handle had connected; run the statement again")
+        return kind
 
     def _other(self, result: PGresult, i: int, oid: int) -> ColumnType | None:
         """A vector that no column names; None for a type that passes through."""
@@ -120,19 +132,34 @@ def _length(result: PGresult, i: int) -> int:
     return int.from_bytes(first[:2], "big") if result.fformat(i) else first.count(b",") + 1
 
 
+def lists_in(result: PGresult, types: Sequence[ColumnType | None]) -> tuple[int, ...]:
+    """The columns of ``real[]`` that are no vectors; in a binary result `vectors` reads them as arrays."""
+    return tuple(i for i, k in enumerate(types) if result.ftype(i) == REALS and not (k is not None and k.is_vector))
+
+
+def with_lists(rows: Iterable[Sequence[Any]], places: Sequence[int]) -> list[tuple[Any, ...]]:
+    """The rows with lists of the shortest decimals, as PostgreSQL's text has them, at these places."""
+    return [
+        tuple([list(map(_shortest, v)) if i in places and isinstance(v, array) else v for i, v in enumerate(row)])
+        for row in rows
+    ]
+
+
 class Answer:
     """The rows of one statement, still as libpq holds them."""
 
     def __init__(self, cursor: Cursor, result: PGresult, names: Sequence[str], types: Types) -> None:
         self._cursor, self._result, self.count = cursor, result, result.ntuples
         self._names, self._plain = tuple(names), all(kind is None or kind.is_scalar for kind in types)
+        self._lists = () if self._plain else lists_in(result, types)
 
     def records(self) -> list[tuple[Any, ...]]:
         if self._plain and not self._names[-1].startswith(KEY_PREFIX):  # they are the rows already
             make = row_class(self._names)
             self._cursor.row_factory = lambda _cursor: make
         try:
-            return at_once(self._cursor.fetchall)
+            rows = at_once(self._cursor.fetchall)
+            return with_lists(rows, self._lists) if self._lists else rows
         except psycopg.Error as error:
             raise translate_error(error) from error
 
@@ -168,11 +195,14 @@ class _ShortReal(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> float:
-        value: float = _REAL.unpack(data)[0]
-        if value == int(value) if abs(value) < _EXACT else value != value:
-            return value
-        texts = (f"{value:.{digits}g}" for digits in range(1, 10))
-        return next((float(text) for text in texts if _REAL.pack(float(text)) == bytes(data)), value)
+        return _shortest(_REAL.unpack(data)[0])
+
+
+def _shortest(value: float) -> float:
+    if value == int(value) if abs(value) < _EXACT else value != value:
+        return value
+    data, texts = _REAL.pack(value), (f"{value:.{digits}g}" for digits in range(1, 10))
+    return next((float(text) for text in texts if _REAL.pack(float(text)) == data), value)
 
 
 _REAL, _EXACT = struct.Struct("!f"), 1 << 24

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import file_views
 from deeplake_loader.errors import InputError, SQLError, UnsupportedSQLError
+from deeplake_loader.postgres.bookkeeping import vectors_schema
 from deeplake_loader.postgres.declarations import Declared, alter_table, create_table
 from deeplake_loader.postgres.names import check_identifier
 from deeplake_loader.postgres.types import type_of
+from deeplake_loader.postgres.vectors import function_statements, register
 from deeplake_loader.sql.reader import Reading, read
 from deeplake_loader.types import Column, ColumnType, Table, quote_identifier
 
@@ -80,6 +82,17 @@ class PostgresSchema:
         """Whether the database has pgvector's types."""
         return bool(self._catalog.fetchone("SELECT to_regtype('vector') IS NOT NULL")[0])
 
+    def _ready_for_vectors(self, declared: Declared) -> None:
+        """Score functions of pgvector's types, before a store's first column of them: the extension may be younger."""
+        if not self.pgvector or not any(kind.is_vector for kind in declared.apart.values()):
+            return
+        address, connection = self._catalog.address, self._catalog.connection
+        known = "SELECT to_regprocedure(?) IS NOT NULL"
+        if not self._catalog.fetchone(known, (f"{address.bookkeeping}.cosine_distance(vector, vector)",))[0]:
+            for text in function_statements(address.schema, address.bookkeeping, vectors_schema(connection)):
+                self._catalog.raw(text, user_sql=text, place=lambda at: at)
+            register(connection)
+
     # -- tables ----------------------------------------------------------------------------------------------------
 
     def _create_table(self, plan: Plan, reading: Reading) -> None:
@@ -93,6 +106,7 @@ class PostgresSchema:
             message = f"there is already a table {known.name!r}; names must differ in more than case"
             raise SQLError(message, sql=reading.sql)
         declared = create_table(reading, name, pgvector=self.pgvector)
+        self._ready_for_vectors(declared)
         file_views.make_way(self._catalog, name, within=self._main)
         self._run(declared, reading)
         self._loosen_references(name)
@@ -120,6 +134,7 @@ class PostgresSchema:
         before = self._numbers(table.name)
         declared = alter_table(reading, pgvector=self.pgvector)
         self._refuse_lost_columns(table, reading)
+        self._ready_for_vectors(declared)
         self._history.aside(table.name)
         file_views.drop(self._catalog, table.name, within=self._main)
         self._run(declared, reading)

@@ -12,7 +12,6 @@ of several columns, none made yet), the statement runs as it was written: Postgr
 from __future__ import annotations
 
 import math
-import struct
 import warnings
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +24,11 @@ from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.indexes import Indexes
 from deeplake_loader.matrices import Layout, Tail
 from deeplake_loader.postgres.matrices import LONGEST, SHORTEST, Held, Matrices, key_of
+from deeplake_loader.rows import packed
 from deeplake_loader.search.candidates import Candidates, Part
 from deeplake_loader.search.engine import Searcher, as_array
 from deeplake_loader.search.statements import Answer, Lists, Statements
-from deeplake_loader.types import MAX_FILE, MAX_ORDINAL, ORDINAL_BITS, Table, quote_identifier
+from deeplake_loader.types import MAX_FILE, MAX_ORDINAL, ORDINAL_BITS, ColumnType, Table, quote_identifier
 
 if TYPE_CHECKING:
     import numpy as np
@@ -309,13 +309,7 @@ def _part(file: int, places: Array) -> Part | None:
 
 def _little_endian(value: Any, layout: Layout) -> bytes:
     """A vector as its adapter gives it, or the list of a ``real[]``, in the matrix's layout."""
-    if isinstance(value, bytes):
-        return value
-    return array("f", value).tobytes() if layout.dtype == "float32" else _halves(value)
-
-
-def _halves(values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}e", *values)
+    return packed(ColumnType("VECTOR", layout.dtype, (layout.dimension,)), value)
 
 
 def _rounded(query: bytes) -> bytes:

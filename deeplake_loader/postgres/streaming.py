@@ -9,6 +9,7 @@ import psycopg
 
 from deeplake_loader.columnar import ColumnarRows, gather
 from deeplake_loader.postgres.failures import translate_error
+from deeplake_loader.postgres.results import lists_in, with_lists
 from deeplake_loader.rows import KEY_PREFIX
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ def columnar(
                 return gather([], [], [], decoded=True)
             names, kinds = types.of(cursor.pgresult, plan)
             visible = sum(not name.startswith(KEY_PREFIX) for name in names)
-            return gather(names[:visible], kinds[:visible], _chunks(cursor), decoded=True)
+            chunks = _chunks(cursor, lists_in(cursor.pgresult, kinds))
+            return gather(names[:visible], kinds[:visible], chunks, decoded=True)
     except psycopg.Error as error:
         raise translate_error(error, user_sql) from error
 
 
-def _chunks(cursor: psycopg.RawServerCursor[Any]) -> Iterator[list[Any]]:
+def _chunks(cursor: psycopg.RawServerCursor[Any], lists: Sequence[int]) -> Iterator[list[Any]]:
     while rows := cursor.fetchmany(_CHUNK):
-        yield rows
+        yield with_lists(rows, lists) if lists else rows

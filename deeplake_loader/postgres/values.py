@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import struct
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,7 @@ from uuid import UUID
 from deeplake_loader import codecs, scalars
 from deeplake_loader.errors import TypeMismatchError
 from deeplake_loader.postgres.types import is_native
-from deeplake_loader.postgres.vectors import HalfVectorValue, VectorValue
+from deeplake_loader.postgres.vectors import MAX_PGVECTOR, HalfVectorValue, RealsValue, VectorValue
 from deeplake_loader.rows import Blob, Vector
 from deeplake_loader.types import ColumnType
 
@@ -77,17 +78,29 @@ def plain(value: object, where: str) -> Any:
     return scalars.plain(value, where)
 
 
-def vector(kind: ColumnType, value: object, where: str) -> VectorValue | HalfVectorValue:
+def vector(kind: ColumnType, value: object, where: str) -> VectorValue | HalfVectorValue | RealsValue:
     """A vector of the column's dtype as the adapters of `vectors` send it."""
+    if kind.dimension > MAX_PGVECTOR:
+        return _long(kind, value, where)
     own = isinstance(value, Vector) and value.type == kind and value.numbers is not None
     data = value.numbers if own else codecs.encode_vector(kind, _array(value), where)  # type: ignore[attr-defined]
     return (HalfVectorValue if kind.dtype == "float16" else VectorValue)(data)
 
 
-def query(kind: ColumnType, value: object, where: str) -> VectorValue:
+def _long(kind: ColumnType, value: object, where: str) -> RealsValue:
+    """A vector of more numbers than pgvector takes, rounded to the column's dtype."""
+    data = codecs.encode_vector(kind, _array(value), where)
+    if kind.dtype == "float16":
+        numbers = struct.unpack(f"<{kind.dimension}e", data)
+        data = struct.pack(f"<{kind.dimension}f", *numbers)
+    return RealsValue(data)
+
+
+def query(kind: ColumnType, value: object, where: str) -> VectorValue | RealsValue:
     """A score's query vector: float32, whatever the column's dtype."""
     wanted = ColumnType("VECTOR", "float32", kind.shape)
-    return VectorValue(codecs.encode_vector(wanted, _array(value), where))
+    sent = RealsValue if kind.dimension > MAX_PGVECTOR else VectorValue
+    return sent(codecs.encode_vector(wanted, _array(value), where))
 
 
 def _array(value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from deeplake_loader.errors import InputError
 from deeplake_loader.postgres import values as native
 from deeplake_loader.postgres.copying import packed_rows
 from deeplake_loader.postgres.types import is_native
-from deeplake_loader.postgres.vectors import Form, form_of, rows_to_wire
+from deeplake_loader.postgres.vectors import SENT, Form, from_wire, rows_to_wire, stored_form
 from deeplake_loader.rows import Blob, Vector
 from deeplake_loader.scalar_columns import encode_column
 from deeplake_loader.types import Column, ColumnType, Table, quote_identifier, quote_identifiers
@@ -20,23 +20,13 @@ from deeplake_loader.writing import Bound, Writer, sample_of
 
 if TYPE_CHECKING:
     from deeplake_loader.postgres.catalog import PostgresCatalog
-    from deeplake_loader.rows import Source
-    from deeplake_loader.shards import Shards
     from deeplake_loader.sql.plan import Bind, Plan
-    from deeplake_loader.vectors import Vectors
 
 
 class PostgresWriter(Writer):
     """Encodes parameters and rows for a store whose catalog is a PostgreSQL database."""
 
     _catalog: PostgresCatalog
-
-    def __init__(
-        self, catalog: PostgresCatalog, shards: Shards, vectors: Vectors, source: Source,
-        target: Callable[[str], str], pgvector: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        super().__init__(catalog, shards, vectors, source, target)
-        self._pgvector = pgvector
 
     def real(self, table: str) -> str:
         """The table in which the rows of a table are written, as SQL names it."""
@@ -95,9 +85,9 @@ class PostgresWriter(Writer):
         return encode_column(kind, values, where, first_row=first_row)
 
     def _vector_column(
-        self, _table: str, column: Column, values: Sequence[Any], where: str, first_row: int
+        self, table: str, column: Column, values: Sequence[Any], where: str, first_row: int
     ) -> Sequence[Any]:
-        form: Form = form_of(column.type, pgvector=self._pgvector())
+        form = stored_form(self._catalog.fetchone, self._catalog.history.real(table), column.name)
         values = [v.array() if isinstance(v, Vector) else v for v in values] if not hasattr(values, "dtype") else values
         holes = not hasattr(values, "dtype") and any(v is None for v in values)
         present = [v for v in values if v is not None] if holes else values
@@ -124,10 +114,18 @@ class PostgresWriter(Writer):
         if any(is_native(kinds[name]) or kinds[name].name == "INTERVAL" for name in encoded):
             marks = ", ".join("?" * len(encoded))
             sql = f"INSERT INTO {target} ({names}) VALUES ({marks})"
-            self._catalog.executemany(sql, list(zip(*encoded.values(), strict=True)))
+            columns = [self._by_value(table, kinds[name], name, values) for name, values in encoded.items()]
+            self._catalog.executemany(sql, list(zip(*columns, strict=True)))
             return
         messages = packed_rows({name: (kinds[name], values) for name, values in encoded.items()})
         self._catalog.copy_in(f"COPY {target} ({names}) FROM STDIN (FORMAT binary)", messages)
+
+    def _by_value(self, table: Table, kind: ColumnType, name: str, values: Sequence[Any]) -> Sequence[Any]:
+        """A column's values for the driver: vectors are bytes of COPY so far."""
+        if not kind.is_vector:
+            return values
+        form = stored_form(self._catalog.fetchone, self._catalog.history.real(table.name), name)
+        return [None if value is None else SENT[form](from_wire(value, form)) for value in values]
 
     def _defaults(
         self, table: Table, encoded: Mapping[str, Sequence[Any]], key: str | None, _after_rowid: int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from deeplake_loader.catalog import Participant
 from deeplake_loader.errors import InputError, NotFoundError
 from deeplake_loader.progress import progress_bar
-from deeplake_loader.rows import Row
+from deeplake_loader.rows import Row, packed
 from deeplake_loader.search.results import SearchResult
 from deeplake_loader.search.statements import Answer, Lists
 from deeplake_loader.types import ColumnType, Table, quote_identifier
@@ -282,7 +282,7 @@ class SearchVerbs:
         kind = rows.types[i]
         if not rows.decoded or kind is None:
             return np.array(rows.raw(i), np.int64), self.vectors
-        flat = np.frombuffer(b"".join(rows.raw(i)), np.dtype(kind.dtype).newbyteorder("<"))
+        flat = np.frombuffer(b"".join(packed(kind, v) for v in rows.raw(i)), np.dtype(kind.dtype).newbyteorder("<"))
         matrix = flat.reshape(-1, kind.dimension)
         return np.arange(len(matrix)), lambda numbers: matrix[numbers]
 
