@@ -79,7 +79,7 @@ def _checked(
         raise InputError(f"layout is {layout!r}; expected 'CHW' or 'HWC'")
     view = target.transpose(1, 2, 0) if layout == "CHW" else target
     height, width, channels = source.shape
-    if not (1 <= channels <= 4 and view.shape[2] == channels and source.strides[1:] == (channels, 1)):
+    if not (1 <= channels <= 4 and view.shape[2] == channels and source[:1].flags.c_contiguous):
         raise DimensionError(
             f"source {source.shape} with strides {source.strides} cannot fill {layout} {target.shape}; "
             "expected the same 1 to 4 channels and contiguous pixels"

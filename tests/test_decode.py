@@ -96,6 +96,20 @@ def test_layouts_modes_and_slots_hold_the_same_pixels():
         cpu.decode_into(item.data, item.info, Image(size=31), batch[1])
 
 
+@pytest.mark.parametrize(
+    ("format", "size"), [("PNG", (8, 8)), ("PNG", (50, 60)), ("JPEG", (50, 60)), ("JPEG", (300, 200))]
+)
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+def test_grey_images_are_resized_as_pillow_resizes_grey(format, size, layout):
+    data = saved(picture(122, 94), format)
+    grey = Pillow.open(io.BytesIO(data)).convert("RGB").convert("L")
+    expected = np.asarray(grey.resize(size[::-1], Pillow.Resampling.BILINEAR))
+    transform = Image(size=size, mode="L", crop="none", layout=layout)
+    out = cpu.decode(data, MediaInfo("image"), transform)
+    assert out.shape == cpu.output(None, transform)[1] == ((1, *size) if layout == "CHW" else (*size, 1))
+    assert np.abs(out.reshape(size).astype(int) - expected).max() <= 1
+
+
 def test_random_crops_depend_on_the_sample_and_nothing_else():
     item, random = stored("IMAGE", picture(200, 150)), Image(size=32, crop="random_resized", flip=0.5)
     draws = [Draw(0, 0, i, "x") for i in range(8)]

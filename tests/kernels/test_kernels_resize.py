@@ -140,6 +140,13 @@ def test_flip_mirrors_and_layouts_and_strides_hold_the_same_pixels():
     assert np.array_equal(resized(wide[:, 10:100], (40, 30)), resized(wide[:, 10:100].copy(), (40, 30)))
 
 
+def test_strides_of_sides_of_one_do_not_matter():
+    grey = picture(9, 7, 1)
+    for source in (grey[:, :, 0][:, :, None], grey[:, :1], picture(7, 9, 1).transpose(1, 0, 2)[:, :1], grey[3:4]):
+        same = np.array(source.tolist(), np.uint8)
+        assert np.array_equal(resized(np.ascontiguousarray(source), (4, 5)), resized(same, (4, 5)))
+
+
 def test_arguments_that_do_not_fit_are_refused():
     source, slot = picture(10, 10), np.zeros((3, 4, 4), np.uint8)
     with pytest.raises(TypeMismatchError, match="source is 3-D float32"):
