@@ -21,6 +21,11 @@ ROOTS = "adopted_roots"
 """Fact in _dl_meta: a JSON list of the urls, each ending in '/', below which adopted files lie."""
 
 
+TRUSTED_HOSTS = "DEEPLAKE_TRUSTED_HOSTS"
+"""Environment: hosts, with or without a port, commas between them, that need not be public. The reader's say, never the
+catalog's: a catalog made elsewhere could else have files of the reader's network read."""
+
+
 class Facts(Protocol):
     """What is asked of the catalog."""
 
@@ -94,8 +99,11 @@ def check_url(url: str) -> None:
         raise InputError(f"{_shown(url)} holds a user name or password; give credentials by the environment")
     if any(part in (".", "..") for part in unquote(parts.path).split("/")) or "\0" in unquote(parts.path):
         raise InputError(f"{_shown(url)} is no plain path: it holds '.', '..' or a NUL")
-    if parts.scheme in ("http", "https") and not _is_public(parts.hostname or ""):
-        raise InputError(f"{_shown(url)} lies on a host that is not public; download it, then ingest the file")
+    if parts.scheme in ("http", "https") and not (_is_public(parts.hostname or "") or _is_trusted(parts.netloc)):
+        raise InputError(
+            f"{_shown(url)} lies on a host that is not public; name it in ${TRUSTED_HOSTS} where you trust it, or "
+            "download the file, then ingest it"
+        )
 
 
 def allowed(url: str, below: Iterable[str]) -> bool:
@@ -139,6 +147,12 @@ def _shown(url: str) -> str:
     """The url without what may be a secret in it."""
     parts = urlsplit(url)
     return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
+
+
+def _is_trusted(netloc: str) -> bool:
+    named = [name.strip().lower() for name in os.environ.get(TRUSTED_HOSTS, "").split(",") if name.strip()]
+    host = netloc.lower()
+    return host in named or host.rpartition(":")[0] in named
 
 
 def _is_public(host: str) -> bool:

@@ -30,7 +30,7 @@ from deeplake_loader.ingest.report import IngestReport, Tally
 from deeplake_loader.ingest.sources import Source, find
 from deeplake_loader.ingest.tables import TableReading, TextReading
 from deeplake_loader.ingest.target import Make, OnError, Reading, Store, Target
-from deeplake_loader.ingest.tars import PackedSource, TarSource
+from deeplake_loader.ingest.tars import FetchedSource, PackedSource, TarSource
 from deeplake_loader.ingest.vectors import VectorsReading
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.types import ColumnType, Table, quote_identifier
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _READINGS: dict[str, Make] = {
-    "tar": TarSource, "packed": PackedSource, "table": TableReading, "text": TextReading, "vectors": VectorsReading,
-    "media": FolderReading, "dataset": DatasetReading,
+    "tar": TarSource, "packed": PackedSource, "fetched": FetchedSource, "table": TableReading, "text": TextReading,
+    "vectors": VectorsReading, "media": FolderReading, "dataset": DatasetReading,
 }  # fmt: skip
 _OBSERVED = 12  # sources that a schema is inferred from
 

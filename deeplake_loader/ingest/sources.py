@@ -6,8 +6,8 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from deeplake_loader.adopted import file_url
@@ -15,8 +15,9 @@ from deeplake_loader.errors import InputError, NotFoundError, StoreError
 from deeplake_loader.ingest.members import media_type
 from deeplake_loader.store import file_errors, read_at
 
-Form = Literal["tar", "packed", "table", "vectors", "text", "media", "dataset"]
-"""tar: read where it lies; packed: a compressed tar; media: a folder of files; dataset: Hugging Face's, on disk."""
+Form = Literal["tar", "packed", "fetched", "table", "vectors", "text", "media", "dataset"]
+"""tar: read where it lies; packed: a compressed tar; fetched: a tar that can be had only as a whole; media: a folder of
+files; dataset: Hugging Face's, on disk."""
 
 MAX_SOURCES = 1_000_000
 _FORMS: tuple[tuple[tuple[str, ...], Form], ...] = (
@@ -34,7 +35,8 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?\Z")
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file or folder to take in: ``name`` as the user wrote it, absolute ``url``, local ``path`` or None, its
-    ``form``, ``nbytes``, and a ``stamp`` that changes when its content does."""
+    ``form``, ``nbytes``, and a ``stamp`` that changes when its content does. Of a url with a query, which may be a
+    signature, ``query`` alone has that part."""
 
     name: str
     url: str
@@ -42,6 +44,7 @@ class Source:
     form: Form
     nbytes: int
     stamp: str
+    query: str = field(default="", repr=False)
 
     @property
     def label(self) -> str:
@@ -68,7 +71,8 @@ def find(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     """
     names = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not all(isinstance(name, str | os.PathLike) for name in names):
-        raise InputError(f"sources are paths, urls or patterns of them, got {names!r:.200}")
+        wrong = next(name for name in names if not isinstance(name, str | os.PathLike))
+        raise InputError(f"sources are paths, urls or patterns of them, got {wrong!r:.200}")
     found: dict[str, Source] = {}
     for name in names:
         for each in expand_braces(os.fspath(name)):
@@ -220,24 +224,57 @@ def _folder_source(name: str, path: str, form: Form) -> Source:
 
 def _remote(name: str) -> Iterator[Source]:
     from deeplake_loader.adopted import check_url
-    from deeplake_loader.storage.objects import open_object
+    from deeplake_loader.storage.objects import SIGNED, open_object
 
-    check_url(name)
-    folder, _, last = name.rpartition("/")
+    on_web = name.partition("://")[0].lower() in SIGNED
+    address, _, query = name.partition("?") if on_web else (name, "", "")
+    check_url(address)
+    if "#" in address:
+        url = address.partition("#")[0]
+        raise InputError(f"{url!r} is followed by '#', by which the catalog numbers files; name the file otherwise")
+    folder, _, last = address.rpartition("/")
     objects, _ = open_object(f"{folder}/x")
-    if re.search(r"[*?\[]", folder):
-        raise InputError(f"{name!r}: only the last part of a url may hold a pattern")
+    if _is_pattern(folder):
+        raise InputError(f"{address!r}: only the last part of a url may hold a pattern")
     names = [last]
-    if not last or re.search(r"[*?\[]", last):
+    if not query and (not last or _is_pattern(last)):
         names = [s.name for s in objects.list() if "/" not in s.name and fnmatch.fnmatchcase(s.name, last or "*.tar")]
         if not names:
-            raise NotFoundError(f"nothing matches {name!r}")
+            raise NotFoundError(f"nothing matches {address!r}")
     for each in names:
         form, url = form_of(each), f"{folder}/{each}"
         if form not in ("tar", "packed"):
             raise InputError(f"{url!r}: only tars are read from afar; download it, then ingest the file")
-        size = objects.size(each)
-        yield Source(url, url, None, form, size, f"{size}")
+        if on_web:
+            yield _on_web(objects, each, query, url, form)
+        else:
+            size = objects.size(each)
+            yield Source(url, url, None, form, size, f"{size}")
+
+
+def _is_pattern(text: str) -> bool:
+    return re.search(r"[*?\[]", text) is not None
+
+
+def _on_web(objects: Any, name: str, query: str, url: str, form: Form) -> Source:
+    """A tar on a web server: fetched whole where it gives no ranges, or where the url is good for a while only."""
+    found = objects.look(f"{name}?{query}" if query else name)
+    if found.size is None:
+        raise StoreError(
+            f"{url} has no size: the server does not say how long it is; download it, then ingest the file"
+        )
+    form = form if found.ranges and not query else "fetched"
+    return Source(url, url, None, form, found.size, f"{found.size}", query)
+
+
+def fetch(source: Source, file: IO[bytes]) -> None:
+    """Writes a remote source as a whole into a local file."""
+    from deeplake_loader.storage.objects import open_object
+
+    objects, name = open_object(source.url)
+    fetching: Any = objects
+    fetching.fetch(f"{name}?{source.query}" if source.query else name, file, source.nbytes)
+    file.flush()
 
 
 class Reader:

@@ -1,11 +1,13 @@
 """WebDataset tars: scanned once, their samples as rows. A plain tar stays where it is and only an index is written; a
-compressed one is unpacked beside the store for the time it takes to copy its samples into shards."""
+compressed one is unpacked beside the store for the time it takes to copy its samples into shards, and so is one on the
+web that comes only as a whole."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,8 +15,8 @@ from deeplake_loader import adopted, store
 from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.ingest import members
 from deeplake_loader.ingest.scanning import INDEX, Scan, scan
-from deeplake_loader.ingest.sources import Reader, Source
-from deeplake_loader.ingest.tar_walk import Member, Problem, walk
+from deeplake_loader.ingest.sources import Reader, Source, fetch, form_of
+from deeplake_loader.ingest.tar_walk import Member, Problem, Read, walk
 from deeplake_loader.ingest.target import Whole
 from deeplake_loader.ingest.unpacking import unpack
 from deeplake_loader.inserts import insert_columns
@@ -85,18 +87,16 @@ class PackedSource(TarSource):
 
     def prepare(self, proposal: Proposal) -> None:
         """Unpacks into a file without a name, which goes away by itself."""
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 closed behind the last batch
-        with Reader(self.source) as read, unpack(self.source.url, self.source.nbytes, read) as stream:
-            at = 0
-            while data := stream(at, _STEP):
-                with store.file_errors("unpack", self.source.name):
-                    self._file.write(data)
-                at += len(data)
-        self._file.flush()
-        self._found = scan(self._read, at, proposal, self.source.name, fd=self._file.fileno())
+        with Reader(self.source) as read:
+            self._file = _unpacked(self.source, read)
+        self._scan(proposal)
+
+    def _scan(self, proposal: Proposal) -> None:
+        fd = self._file.fileno()
+        self._found = scan(self._read, os.fstat(fd).st_size, proposal, self.source.name, fd=fd)
 
     def _read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._file.fileno(), length, offset)
+        return _read_of(self._file.fileno(), offset, length)
 
     def batches(self, target: Target) -> Iterator[Batch]:
         found = self._told(target)
@@ -116,6 +116,52 @@ class PackedSource(TarSource):
         if ordinal is None:
             return None
         return store.read_at(self._file.fileno(), *extents[ordinal], self.source.name)
+
+
+class FetchedSource(PackedSource):
+    """A tar on the web that cannot be read in place: fetched whole, compressed or not, its samples copied."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._there = False
+
+    def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
+        self._fetch()
+        yield from _observe(walk(self._read, os.fstat(self._file.fileno()).st_size), self.source.name)
+
+    def prepare(self, proposal: Proposal) -> None:
+        self._fetch()
+        self._scan(proposal)
+        self._there = False  # whoever copies the samples closes the file
+
+    def _fetch(self) -> None:
+        if self._there:
+            return
+        file = tempfile.TemporaryFile()  # noqa: SIM115 closed behind the last batch
+        fetch(self.source, file)
+        if form_of(self.source.url) == "packed":
+            with file:
+                read = partial(_read_of, file.fileno())
+                self._file = _unpacked(self.source, read)
+        else:
+            self._file = file
+        self._there = True
+
+
+def _read_of(fd: int, offset: int, length: int) -> bytes:
+    return os.pread(fd, length, offset)
+
+
+def _unpacked(source: Source, read: Read) -> IO[bytes]:
+    """A nameless file with what is in the compressed one."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 the caller's to close
+    with unpack(source.url, source.nbytes, read) as stream, store.file_errors("unpack", source.name):
+        at = 0
+        while data := stream(at, _STEP):
+            file.write(data)
+            at += len(data)
+        file.flush()
+    return file
 
 
 def _observe(walked: Iterator[Member | Problem], where: str) -> Iterator[Mapping[str, ColumnType | None]]:

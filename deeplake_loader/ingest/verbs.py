@@ -34,8 +34,9 @@ class IngestVerbs:
         WebDataset tars stay where they lie: only an index is written, and reads go to the tar. A sample is a row, a
         member ``<key>.<extension>`` a column: images, videos and sounds by their extension, ``.npy`` as VECTOR or
         TENSOR, ``.txt``, ``.cls`` and the entries of ``.json`` as scalars, anything else as BLOB; pickles are never
-        opened. Compressed tars, folders of media, tables (CSV, TSV, JSON, Parquet, Arrow), matrices (.npy, .fvecs,
-        .fbin), Hugging Face datasets on disk and text files are copied into the store.
+        opened. A tar on a web server that gives no ranges, or by a url with a query (a signature; it is kept nowhere),
+        is copied into the store, as are compressed tars, folders of media, tables (CSV, TSV, JSON, Parquet, Arrow),
+        matrices (.npy, .fvecs, .fbin), Hugging Face datasets on disk and text files.
 
         Each source (or 1,000 files of a folder) is one commit. One that is in the table already is not read again, so
         that calling again after an interruption goes on, and calling twice adds nothing.

@@ -18,10 +18,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
-from deeplake_loader.storage.objects import BUCKETS, Span, Stored, shown, split_scheme
+from deeplake_loader.storage import web
+from deeplake_loader.storage.objects import BUCKETS, SIGNED, Span, Stored, shown, split_scheme
 from deeplake_loader.storage.requests import Policy, Requests, status_of, storage_error
 from deeplake_loader.storage.traffic import Counters
 
@@ -69,6 +70,8 @@ class Remote:
 
     def size(self, name: str) -> int:
         async def ask() -> Any:
+            if self._scheme in SIGNED:
+                return {"size": (await web.look(self._link.plain, self._path(name))).size}
             return await self._link.plain._info(self._path(name))
 
         info = self._run(lambda: self._link.requests.send("heads", ask, "look at", self._where(name)))
@@ -76,6 +79,25 @@ class Remote:
         if not isinstance(size, int):
             raise StoreError(f"{self._where(name)} has no size: the server does not say how long it is")
         return size
+
+    def look(self, name: str) -> web.WebFile:
+        """What a web server says of one of its files."""
+
+        async def ask() -> web.WebFile:
+            return await web.look(self._link.plain, self._path(name))
+
+        found: web.WebFile = self._run(lambda: self._link.requests.send("heads", ask, "look at", self._where(name)))
+        return found
+
+    def fetch(self, name: str, file: IO[bytes], size: int) -> None:
+        """Writes a web server's file, whole and of that size, into a local one."""
+        where = self._where(name)
+
+        async def get() -> None:
+            await web.fetch(self._link.plain, self._path(name), file, size, where)
+
+        self._run(lambda: self._link.requests.send("gets", get, "read", where, size))
+        self.counters.add(bytes_read=size)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is None:
@@ -100,6 +122,8 @@ class Remote:
         link, path = self._link.plain, self._path(name)
 
         async def get() -> bytes:
+            if self._scheme in SIGNED:
+                return await web.read(link, path, start, stop, self._where(name))
             return bytes(await link._cat_file(path, start=start, end=stop))
 
         body: bytes = await self._link.requests.get(get, stop - start, self._where(name))
@@ -257,7 +281,7 @@ class Remote:
         return f"{base}/{name}"
 
     def _where(self, name: str) -> str:
-        return f"{self.url}/{name}" if name else self.url
+        return shown(f"{self.url}/{name}") if name else self.url
 
     @property
     def _checked_create(self) -> bool:

@@ -186,7 +186,7 @@ def storage_error(error: BaseException, doing: str, where: str, attempts: int = 
     if isinstance(error, ImportError):
         return StoreError(
             f"cannot {doing} {where}: {error.name or 'its filesystem'} is not installed; "
-            "s3:// needs pip install deeplake-loader[s3], gs:// needs gcsfs, az:// needs adlfs"
+            "s3:// needs pip install deeplake-loader[s3], https:// [http], gs:// needs gcsfs, az:// needs adlfs"
         )
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return StoreError(f"cannot {doing} {where}{tried}: {_reason(error)}")

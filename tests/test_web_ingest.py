@@ -1,0 +1,255 @@
+"""Tars on web servers: adopted where the server gives ranges, copied where it does not or the url is signed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import re
+import sqlite3
+import tarfile
+import threading
+import traceback
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import deeplake_loader as deeplake
+from deeplake_loader.adopted import TRUSTED_HOSTS
+from deeplake_loader.errors import DeeplakeError, InputError, NotFoundError, StoreError
+from deeplake_loader.ingest.sources import find
+from deeplake_loader.storage.objects import open_object
+
+SECRET = "s3cr3t%2Fsignature/tail=="
+COUNT = 20
+
+
+def packed(count: int = COUNT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for i in range(count):
+            for kind, data in (("bin", bytes([i]) * 3_000), ("txt", b"text %d" % i)):
+                info = tarfile.TarInfo(f"{i:04d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+class Web(ThreadingHTTPServer):
+    """A server of files in memory, which gives ranges where ``ranges`` is set, and asks for the signature below
+    /signed/."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges, self.says_length = True, True
+        self.sent = 0
+        self.asked: list[tuple[str, str | None]] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.lstrip("/").partition("?")
+        span = self.headers.get("Range")
+        self.server.asked.append((self.path, span))
+        if path.startswith("signed/") and query != f"X-Signature={SECRET}":
+            self._head(403, 0)
+        elif path == "moved.tar":
+            self.send_response(302)
+            self.send_header("Location", "/a.tar")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif path.removesuffix("/") == "list":
+            self._body(200, "".join(f'<a href="{n}">{n}</a>' for n in ("x-0.tar", "x-1.tar", "y")).encode(), html=True)
+        elif path not in self.server.files:
+            self._head(404, 0)
+        elif self.server.ranges and span:
+            self._part(self.server.files[path], span)
+        else:
+            self._body(200, self.server.files[path])
+
+    def _part(self, data: bytes, span: str) -> None:
+        first, last = map(int, re.findall(r"\d+", span))
+        if first >= len(data):
+            self._head(416, 0, f"bytes */{len(data)}")
+            return
+        body = data[first : last + 1]
+        self._body(206, body, f"bytes {first}-{first + len(body) - 1}/{len(data)}")
+
+    def _head(self, status: int, length: int, placed: str | None = None, *, html: bool = False) -> None:
+        self.send_response(status)
+        if self.server.says_length or status >= 300:
+            self.send_header("Content-Length", str(length))
+        if placed:
+            self.send_header("Content-Range", placed)
+        self.send_header("Content-Type", "text/html" if html else "application/x-tar")
+        self.end_headers()
+
+    def _body(self, status: int, body: bytes, placed: str | None = None, *, html: bool = False) -> None:
+        self._head(status, len(body), placed, html=html)
+        try:
+            self.wfile.write(body)
+            self.server.sent += len(body)
+        except ConnectionError:  # who hears from the status that it is no range goes away
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    server = Web()
+    server.files = {"a.tar": packed(), "b.tar.gz": gzip.compress(packed()), "signed/a.tar": packed(), "empty.tar": b""}
+    server.files |= {f"list/x-{n}.tar": packed(5) for n in range(2)}
+    monkeypatch.setenv(TRUSTED_HOSTS, f"elsewhere.test, 127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def rows(db: deeplake.Database) -> list[tuple[str, bytes]]:
+    return [(r.txt, r.bin.bytes()) for r in db.execute("SELECT key, txt, bin FROM t ORDER BY key")]
+
+
+WANTED = [(f"text {i}", bytes([i]) * 3_000) for i in range(COUNT)]
+
+
+def files(db: deeplake.Database) -> list[str]:
+    return [row[0] for row in db._catalog.fetchall("SELECT url FROM _dl_files WHERE kind = 'shard'")]
+
+
+def test_a_tar_on_a_server_with_ranges_is_adopted_in_place(db: deeplake.Database, web: Web) -> None:
+    assert db.ingest("t", web.url("a.tar")).added == COUNT
+    assert files(db) == [web.url("a.tar")] and db.ingest("t", web.url("a.tar")).present == COUNT
+    assert rows(db) == WANTED
+    assert all(span for _, span in web.asked)  # never the whole file
+    assert db.verify().problems == ()
+
+
+def test_a_tar_on_a_server_without_ranges_is_copied(db: deeplake.Database, web: Web) -> None:
+    web.ranges = False
+    assert db.ingest("t", web.url("a.tar")).added == COUNT
+    assert not any("://" in url for url in files(db))
+    assert db.ingest("t", web.url("a.tar")).present == COUNT
+    web.files.clear()
+    assert rows(db) == WANTED
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_compressed_tar_is_copied_either_way(db: deeplake.Database, web: Web, ranges: bool) -> None:
+    web.ranges = ranges
+    assert db.ingest("t", web.url("b.tar.gz")).added == COUNT
+    web.files.clear()
+    assert rows(db) == WANTED
+
+
+def test_a_signed_url_is_copied_and_its_signature_kept_nowhere(
+    web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signed = f"{web.url('signed/a.tar')}?X-Signature={SECRET}"
+    caplog.set_level(logging.DEBUG, "deeplake_loader")
+    with deeplake.connect(tmp_path / "store") as db:
+        report = db.ingest("t", signed)
+        assert report.added == COUNT and rows(db) == WANTED
+        assert db.ingest("t", signed).present == COUNT
+        said = f"{report!r} {report} {db.ingest('t', signed, dry_run=True)} {list(db.log())} {caplog.text}"
+        said += "\n".join(db._catalog.connection.iterdump())
+    with sqlite3.connect(tmp_path / "store" / "catalog.sqlite") as raw:
+        assert raw.execute("SELECT url FROM _dl_sources").fetchall() == [(web.url("signed/a.tar"),)]
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert "s3cr3t" not in said and b"s3cr3t" not in stored
+    assert "s3cr3t" not in repr(find(signed))
+    assert any(SECRET in path for path, _ in web.asked)  # as it was given, letter by letter
+
+
+def told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("signed/a.tar?X-Signature=s3cr3t", StoreError), ("none.tar?X-Signature=s3cr3t", NotFoundError),
+     ("a.zip?X-Signature=s3cr3t", InputError), ("*/a.tar?X-Signature=s3cr3t", InputError),
+     ("a.tar#s3cr3t", InputError), ("../a.tar?s3cr3t", InputError)],
+)  # fmt: skip
+def test_no_error_quotes_a_signature(db: deeplake.Database, web: Web, name: str, kind: type[DeeplakeError]) -> None:
+    with pytest.raises(kind) as caught:
+        db.ingest("t", web.url(name))
+    assert "s3cr3t" not in told(caught.value)
+
+
+def test_no_error_quotes_a_password(db: deeplake.Database, web: Web) -> None:
+    url = web.url("a.tar").replace("//", "//me:s3cr3t@")
+    with pytest.raises(InputError, match="user name or password") as caught:
+        db.ingest("t", url)
+    assert "s3cr3t" not in told(caught.value)
+
+
+def test_an_unreachable_server_is_told_without_the_signature(
+    db: deeplake.Database, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplake_loader.storage.requests.Policy.__init__.__defaults__", (2, 10.0, 0.01, 0.5, 16))
+    url = f"{web.url('a.tar')}?X-Signature=s3cr3t"
+    web.shutdown()
+    web.server_close()
+    with pytest.raises(StoreError, match="check the network") as caught:
+        db.ingest("t", url)
+    assert "s3cr3t" not in told(caught.value)
+
+
+def test_a_server_that_stops_giving_ranges_is_told_before_its_file_is_read(db: deeplake.Database, web: Web) -> None:
+    web.files["a.tar"] = packed() + bytes(30 << 20)
+    db.ingest("t", web.url("a.tar"))
+    objects, name = open_object(web.url("a.tar"))
+    web.ranges, web.sent = False, 0
+    with pytest.raises(StoreError, match="answers no ranges"):
+        objects.read(name, 512, 1_024)
+    assert len(web.files["a.tar"]) > web.sent
+
+
+def test_a_server_that_says_no_length_is_refused(db: deeplake.Database, web: Web) -> None:
+    web.ranges = web.says_length = False
+    with pytest.raises(StoreError, match="does not say how long"):
+        db.ingest("t", web.url("a.tar"))
+
+
+def test_a_file_that_grows_between_two_requests_is_refused(web: Web) -> None:
+    objects, name = open_object(web.url("a.tar"))
+    with pytest.raises(DeeplakeError, match="announced and more came"):
+        objects.fetch(name, io.BytesIO(), len(web.files["a.tar"]) - 1)  # type: ignore[attr-defined]
+    with pytest.raises(DeeplakeError, match="announced and [0-9]+ came"):
+        objects.fetch(name, io.BytesIO(), len(web.files["a.tar"]) + 1)  # type: ignore[attr-defined]
+
+
+def test_redirects_listings_and_empty_files(db: deeplake.Database, web: Web) -> None:
+    assert db.ingest("t", web.url("list/x-*.tar"), columns={"key": "__key__", "bin": "bin", "txt": "txt"}).added == 10
+    assert db.ingest("t", web.url("moved.tar")).added == COUNT
+    with pytest.raises(DeeplakeError, match="empty"):
+        db.ingest("t", web.url("empty.tar"))
+
+
+@pytest.mark.parametrize("named", ["", "localhost", "127.0.0.1:1", "27.0.0.1"])
+def test_a_host_that_is_not_public_is_asked_only_where_the_environment_names_it(
+    db: deeplake.Database, web: Web, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    db.ingest("t", web.url("a.tar"))
+    monkeypatch.setenv(TRUSTED_HOSTS, named)
+    before = len(web.asked)
+    with pytest.raises(InputError, match="not public"):
+        db.ingest("u", web.url("a.tar"))
+    with pytest.raises(StoreError, match="never adopted"):
+        rows(db)
+    assert len(web.asked) == before
