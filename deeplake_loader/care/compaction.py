@@ -15,12 +15,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from deeplake_loader import adopted, ann, store
-from deeplake_loader.care import digests
+from deeplake_loader.care import digests, leases
 from deeplake_loader.care.contents import (
     FileRow,
     Member,
@@ -72,11 +72,10 @@ def merge_small(catalog: Catalog, *, small: int = _SMALL, full: int | None = Non
         full: bytes up to which a larger one grows; by default what a shard may have.
     """
     limit = full or int(catalog.meta("max_shard_bytes") or MAX_SHARD_BYTES)
-    merged = 0
-    for group in _groups(catalog, small):
-        for chosen in _portions(group, limit):
-            merged += _merge(catalog, chosen)
-    return merged
+    chosen = [portion for group in _groups(catalog, small) for portion in _portions(group, limit)]
+    uploads = catalog.root.storage is not None and bool(chosen)
+    with leases.hold(catalog, ()) if uploads else nullcontext():  # gc gives up uploads that nobody can be at
+        return sum(_merge(catalog, portion) for portion in chosen)
 
 
 def _groups(catalog: Catalog, small: int) -> Iterator[list[Whole]]:

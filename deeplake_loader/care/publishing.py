@@ -5,7 +5,8 @@
     <url>/published/<name>.json          the names of the snapshot's files, which gc keeps
     <url>/published.json                 the pointer, replaced only if it still is what was read: see `published`
 
-A version once published never changes; whoever opened it reads on until `gc` takes it. What the snapshot names lies
+A version once published never changes; whoever opened it reads on until `gc` takes it, and until it is published a
+lease (`leases`) keeps what it names. What the snapshot names lies
 below the url: open shards of other processes are copied as far as they are committed, local tars that were adopted are
 copied, and what is the publisher's own business (where its bytes lie, adopted folders, its statements) is left out.
 """
@@ -19,14 +20,15 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from deeplake_loader import adopted, store
 from deeplake_loader.blobs import place_of
+from deeplake_loader.care import leases
 from deeplake_loader.care.contents import COLUMNS, FileRow, hash_file, opened
 from deeplake_loader.driver_errors import translate_error
 from deeplake_loader.errors import CorruptionError, InputError, LockedError, NotFoundError
@@ -68,20 +70,35 @@ def publish(catalog: Catalog, url: str | None, options: Mapping[str, Any] | None
     own = retention.objects_of(catalog)
     target = own if url is None else open_folder(os.fspath(url), options=options)
     target = own if target.url == own.url else target
+    if target is own and catalog.read_only:
+        raise InputError(f"{catalog.name} was opened read-only, so nothing is published beside its files; give a url")
+    with nullcontext() if catalog.read_only else leases.hold(catalog) as lease:
+        return _publish(catalog, own, target, lease, progress=progress)
+
+
+def _publish(
+    catalog: Catalog, own: Objects, target: Objects, lease: leases.Lease | None, *, progress: bool
+) -> Publication:
+    """The same, while gc leaves what is needed; only a store that was opened ``read_only`` has no lease, so that its
+    files may go while they are copied, which is an error then."""
+    stem = f"{FOLDER}/{store.unique_name()}"
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "snapshot.sqlite")
         with catalog.snapshot():
-            commit = catalog.fetchone("SELECT id FROM _dl_commits ORDER BY seq DESC LIMIT 1")
+            found = catalog.fetchone("SELECT id FROM _dl_commits ORDER BY seq DESC LIMIT 1")
             _copy_catalog(catalog, path)
-        put = _Placing(catalog, own, target)
+        put = _Placing(catalog, own, target, path)
+        if lease is not None:
+            lease.narrow([*put.names, f"{stem}.sqlite"])
         put.place(path, progress=progress)
-        digest = _seal(path, catalog)
-        snapshot = f"{FOLDER}/{store.unique_name()}.sqlite"
-        target.upload(snapshot, path)
+        digest, commit = _seal(path, catalog), "" if found is None else str(found[0])
+        target.upload(f"{stem}.sqlite", path)
         size = os.path.getsize(path)
-    target.write(f"{snapshot.rpartition('.')[0]}.json", json.dumps({"files": put.names}).encode())
-    version = _point(target, snapshot, size, digest, "" if commit is None else str(commit[0]))
-    return Publication(target.url, version, commit[0] if commit else "", len(put.names), put.copied, put.nbytes + size)
+    target.write(f"{stem}.json", json.dumps({"files": put.names}).encode())
+    if lease is not None and target is own:
+        lease.renew()
+    version = _point(target, f"{stem}.sqlite", size, digest, commit)
+    return Publication(target.url, version, commit, len(put.names), put.copied, put.nbytes + size)
 
 
 def _copy_catalog(catalog: Catalog, path: str) -> None:
@@ -101,6 +118,8 @@ def _seal(path: str, catalog: Catalog) -> str:
         kept = [root for root in roots if root not in local]
         copy.execute("UPDATE _dl_meta SET value = ? WHERE key = ?", (json.dumps(kept), adopted.ROOTS))
         copy.execute("DELETE FROM _dl_meta WHERE key = 'storage'")
+        for prefix in leases.PREFIXES:
+            copy.execute("DELETE FROM _dl_meta WHERE key LIKE ?", (f"{prefix}%",))
         copy.execute("DELETE FROM _dl_sources WHERE url LIKE '/%' OR url LIKE 'file:%'")
         copy.execute("DELETE FROM _dl_plans")  # statements as the publisher wrote them, values and all
         _hide_folders(copy, {*local, *(unquote(url.removeprefix("file://")) for url in local), *_folders(catalog)})
@@ -129,65 +148,83 @@ def _hide_folders(copy: sqlite3.Connection, folders: set[str]) -> None:
 class _Placing:
     """Puts below the target what a snapshot names, and makes the snapshot name what lies there."""
 
-    def __init__(self, catalog: Catalog, own: Objects, target: Objects) -> None:
+    def __init__(self, catalog: Catalog, own: Objects, target: Objects, path: str) -> None:
+        """``path``: of the snapshot, whose files get their names here."""
         self._catalog, self._own, self._target = catalog, own, target
         self._there = {
             found.name: found.size for top in (store.SHARDS, store.VECTORS) for found in target.list(f"{top}/")
         }
-        self.names: list[str] = []
+        self._condemned = retention.condemned(catalog)
+        with closing(sqlite3.connect(path)) as snapshot:
+            self._rows = [FileRow(*row) for row in snapshot.execute(f"SELECT {COLUMNS} FROM _dl_files ORDER BY id")]
+        self._names = {row.id: name for row in self._rows if (name := self._name(row)) is not None}
+        shards = (n for row in self._rows if row.kind == "shard" and (n := self._names.get(row.id)) is not None)
+        self.names = list(dict.fromkeys([*self._names.values(), *map(sidecar_path, shards)]))
+        self._done: set[str] = set()
         self.copied = self.nbytes = 0
+
+    def _name(self, row: FileRow) -> str | None:
+        """Under which name a file lies below the target; None of what is read elsewhere, or rests in the catalog."""
+        folder = f"{store.SHARDS}/{store.encode_name(row.table)}"
+        if adopted.is_adopted(row.url):
+            if not row.url.startswith("file:"):
+                return None
+            path = place_of(row.url, self._catalog)
+            parts = (f"{path} {row.id} {row.size}{' ' * n}" for n in count())  # another one while gc removes a copy
+            names = (f"{folder}/adopted-{hashlib.sha256(part.encode()).hexdigest()[:20]}.tar" for part in parts)
+            return next(name for name in names if name not in self._condemned)
+        if row.state == "sealed":
+            return row.name
+        kept = row.kind == "shard" and row.size and self._catalog.root.storage is None
+        return f"{folder}/{store.unique_name()}.tar" if kept else None
 
     def place(self, path: str, *, progress: bool) -> None:
         """Every file that the snapshot at ``path`` names."""
-        with closing(sqlite3.connect(path, isolation_level=None)) as snapshot:
-            rows = [FileRow(*row) for row in snapshot.execute(f"SELECT {COLUMNS} FROM _dl_files ORDER BY id")]
-            with progress_bar(sum(row.size for row in rows), progress, unit="B", description="publish") as bar:
-                for row in rows:
-                    changes = self._place(row, snapshot)
-                    for column, value in changes.items():
-                        snapshot.execute(f"UPDATE _dl_files SET {column} = ? WHERE id = ?", (value, row.id))
-                    bar(row.size)
+        with (
+            closing(sqlite3.connect(path, isolation_level=None)) as snapshot,
+            progress_bar(sum(row.size for row in self._rows), progress, unit="B", description="publish") as bar,
+        ):
+            for row in self._rows:
+                name = self._names.get(row.id)
+                changes = {} if name is None else self._place(row, name, snapshot)
+                for column, value in changes.items():
+                    snapshot.execute(f"UPDATE _dl_files SET {column} = ? WHERE id = ?", (value, row.id))
+                bar(row.size)
 
-    def _place(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+    def _place(self, row: FileRow, name: str, snapshot: sqlite3.Connection) -> dict[str, object]:
         """What the snapshot's row of a file has to say instead."""
         if adopted.is_adopted(row.url):
-            return self._place_adopted(row, snapshot) if row.url.startswith("file:") else {}
-        if row.state == "sealed":
-            self._take(row.name)
-            if row.kind == "shard":
-                self._take(sidecar_path(row.name), lacking=True)
-            return {}
-        if row.kind == "shard" and row.size and self._catalog.root.storage is None:
-            return self._place_open(row, snapshot)
+            return self._place_adopted(row, name, snapshot)
+        if row.state != "sealed":
+            return self._place_open(row, name, snapshot)
+        self._take(name)
+        if row.kind == "shard":
+            self._take(sidecar_path(name), lacking=True)
         return {}
 
     def _take(self, name: str, *, lacking: bool = False) -> None:
         """Copies one of the store's own files as it is, unless it is there; one may be ``lacking`` that can be made
         anew."""
-        if name not in self.names:
-            self.names.append(name)
-            if self._target is not self._own:
-                try:
-                    with opened(self._catalog, name) as (fd, size):
-                        self._send(name, fd, size)
-                except NotFoundError:
-                    if not lacking:
-                        raise
+        if name not in self._done and self._target is not self._own:
+            self._done.add(name)
+            try:
+                with opened(self._catalog, name) as (fd, size):
+                    self._send(name, fd, size)
+            except NotFoundError:
+                if not lacking:
+                    raise
 
-    def _place_open(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+    def _place_open(self, row: FileRow, name: str, snapshot: sqlite3.Connection) -> dict[str, object]:
         """A shard that a process holds open: its committed part, as a sealed one."""
-        name = f"{row.name.rpartition('/')[0]}/{store.unique_name()}.tar"
         with tempfile.NamedTemporaryFile() as file:
             with opened(self._catalog, row.url) as (fd, _):
                 _copy(fd, row.size, file.fileno(), row.url)
             store.write_at(file.fileno(), [END], row.size, file.name)
             return self._sent(row, name, file.name, snapshot)
 
-    def _place_adopted(self, row: FileRow, snapshot: sqlite3.Connection) -> dict[str, object]:
+    def _place_adopted(self, row: FileRow, name: str, snapshot: sqlite3.Connection) -> dict[str, object]:
         """A tar of this machine's: a copy below the target."""
         path = place_of(row.url, self._catalog)
-        part = hashlib.sha256(f"{path} {row.id} {row.size}".encode()).hexdigest()[:20]
-        name = f"{store.SHARDS}/{store.encode_name(row.table)}/adopted-{part}.tar"
         with store.file_errors("look at", path):
             size = os.path.getsize(path)
         if size != row.size:
@@ -199,7 +236,6 @@ class _Placing:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
-            self.names += [name, sidecar_path(name)]
             self._send(name, fd, size)
             digest = hash_file(fd, size, path)
         finally:
@@ -255,15 +291,15 @@ class Versions:
 
 
 def versions(catalog: Catalog, older_than_s: float) -> Versions:
-    """What was published beside the store's own files."""
-    objects = retention.objects_of(catalog)
+    """What was published beside the store's own files, or is being."""
+    objects, held = retention.objects_of(catalog), leases.held(catalog).names
     limit = time.time() - retention.period(older_than_s, "older_than_s").total_seconds()
     found = {stored.name: stored for stored in objects.list(f"{FOLDER}/")}
     manifests = sorted((s for name, s in found.items() if name.endswith(".json")), key=lambda s: (s.modified, s.name))
     pointer = read_pointer(objects)[0] if found else None
     current = "" if pointer is None else pointer.snapshot.rpartition(".")[0]
-    kept: list[str] = []
-    live = {current}
+    kept = list(held)
+    live = {current, *(name.rpartition(".")[0] for name in held)}
     for stored, successor in zip_longest(manifests, manifests[1:]):
         stem = stored.name.rpartition(".")[0]
         if stem == current or (successor or stored).modified > limit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import InputError
@@ -69,27 +68,13 @@ class CareVerbs:
 
         Args:
             older_than_s: leave files that were last written, emptied by `optimize` or replaced by `publish` less than
-                so many seconds ago, because a query that began before may still read them, and a writer may be about to
-                commit them.
+                so many seconds ago, because a query that began before may still read them. With 0, a query, stream or
+                export that is under way may meet a missing file, which is an error; writers, optimize and publish,
+                wherever they run, keep what they need.
         """
-        from deeplake_loader.care import publishing
-        from deeplake_loader.merging import retention
+        from deeplake_loader.care.garbage import collect
 
-        context = self._catalog.snapshot() if dry_run else self._catalog.transaction("gc")
-        with context:
-            published = publishing.versions(self._catalog, older_than_s)
-            found = retention.unreached(self._catalog, older_than_s, published.kept)
-            found.files.update(published.stale)
-            if not dry_run:
-                retention.forget(self._catalog, found)
-        uploads = 0
-        if not dry_run:
-            retention.remove(self._catalog, found.files)
-            uploads = retention.objects_of(self._catalog).abort_uploads(older_than_s)
-            for name in list(retention.leftovers(self._catalog, older_than_s)):
-                with suppress(OSError):
-                    os.unlink(self._catalog.root.path(name))
-        return retention.Garbage(tuple(found.files), sum(found.files.values()), dry_run, uploads)
+        return collect(self._catalog, older_than_s, dry_run=dry_run)
 
     def optimize(
         self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False, snapshot: bool = False

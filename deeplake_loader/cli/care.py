@@ -83,7 +83,8 @@ def gc_command(session: Session, delete: bool, older_than: timedelta, as_json: b
         return
     for url in found.files:
         click.echo(url)
-    note(f"{len(found.files):,} files, {amount(found.size)}{'' if delete else '; --delete removes them'}")
+    held = f"; {found.held} publications or optimizations under way keep theirs" if found.held else ""
+    note(f"{len(found.files):,} files, {amount(found.size)}{held}{'' if delete else '; --delete removes them'}")
 
 
 @verb("publish", example="deeplake-loader publish ./for-everybody")

@@ -36,12 +36,14 @@ _CENTURY = timedelta(days=36_525)  # no store is older, and the calendar goes ba
 @dataclass(frozen=True, slots=True)
 class Garbage:
     """What `gc` removed, or in a dry run would remove: files by URL below the store's root, and their bytes;
-    ``uploads``, how many unfinished uploads to an object storage it gave up (never in a dry run)."""
+    ``uploads``, how many unfinished uploads to an object storage it gave up (never in a dry run); ``held``, how many
+    publications and optimizations were under way, whose files it left: all of them in the moment one begins."""
 
     files: tuple[str, ...]
     size: int
     dry_run: bool
     uploads: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,18 @@ def objects_of(catalog: Catalog) -> Objects:
     return root.storage.objects if isinstance(root.storage, Mirror) else Local(root.base)
 
 
+def keep_writers_out(catalog: Catalog) -> None:
+    """Waits for writers that are at their files, and lets none begin, until the open transaction ends."""
+    if catalog.dialect == "postgres" and catalog.in_transaction:  # SQLite has one writer anyway
+        catalog.execute("LOCK TABLE _dl_files IN SHARE ROW EXCLUSIVE MODE")
+
+
 def unreached(catalog: Catalog, older_than_s: float, kept: Iterable[str] = ()) -> Unreached:
-    """What may go. In a transaction that will remove it, writers that are at their files are waited for and kept out.
+    """What may go.
 
     Args:
         kept: files that something else than the catalog needs.
     """
-    if catalog.dialect == "postgres" and catalog.in_transaction:  # SQLite has one writer anyway
-        catalog.execute("LOCK TABLE _dl_files IN SHARE ROW EXCLUSIVE MODE")
     limit = time.time() - period(older_than_s, "older_than_s").total_seconds()
     reached, stored, retired = _reached(catalog), _stored(catalog), _retired(catalog)
     rows = catalog.fetchall("SELECT id, url, state FROM _dl_files")
@@ -151,6 +157,13 @@ def is_condemned(catalog: Catalog, name: str) -> bool:
     To be asked at the end of the transaction that names it."""
     query = f"SELECT 1 FROM {RETIRED} WHERE url = ? AND retired_at = 0"
     return catalog.has_own(RETIRED) and catalog.fetchone(query, (name,)) is not None
+
+
+def condemned(catalog: Catalog) -> frozenset[str]:
+    """The files that `gc` has removed or is about to."""
+    if not catalog.has_own(RETIRED):
+        return frozenset()
+    return frozenset(url for (url,) in catalog.fetchall(f"SELECT url FROM {RETIRED} WHERE retired_at = 0"))
 
 
 def _note(catalog: Catalog, names: Iterable[str], at: int) -> None:
