@@ -49,7 +49,7 @@ class QuarantineVerbs:
 
     _catalog: Catalog
 
-    def quarantine(self, samples: Iterable[str | Bad] | str, *, reason: str | None = None) -> int:
+    def quarantine(self, samples: Iterable[str | Bad] | str | Bad, *, reason: str | None = None) -> int:
         """The number of values newly set aside: streams made from now on, on any branch, leave their rows out.
 
         A stream's state belongs to its set of rows, so one from before is refused by a stream without them, unless it
@@ -57,16 +57,24 @@ class QuarantineVerbs:
 
         Args:
             samples: keys of samples (``Blob.key``), of which every blob is set aside, or what ``stream.stats.skipped``
-                lists, of which the one that was found bad is: a query without that column still gives the row.
+                lists, of which the one that was found bad is: a query without that column still gives the row. Under
+                DataLoader workers that list is empty; each batch's ``_bad`` has the keys.
             reason: kept beside each; by default the sample's own.
 
         Raises:
+            InputError: neither a key nor a bad sample.
             NotFoundError: a key that no sample of this store has; nothing was set aside then.
 
         >>> db.quarantine(stream.stats.skipped)                                         # doctest: +SKIP
         3
         """
-        listed = [samples] if isinstance(samples, str) else list(samples)
+        listed = list(samples) if isinstance(samples, Iterable) and not isinstance(samples, str) else [samples]
+        wrong = [sample for sample in listed if not isinstance(sample, str) and not hasattr(sample, "address")]
+        if wrong:
+            raise InputError(
+                f"{wrong[0]!r} names no sample; give keys, as Blob.key and a batch's _bad hold them, or what "
+                "stream.stats.skipped lists"
+            )
         with self._catalog.transaction(f"quarantine {len(listed)} samples"):
             rows = [(b.address, b.key, b.reason) for b in listed if not isinstance(b, str)]
             rows += [(address, key, "") for address, key in self._addresses([k for k in listed if isinstance(k, str)])]

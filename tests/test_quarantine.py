@@ -77,7 +77,7 @@ def test_what_a_stream_skipped_is_set_aside_by_the_value_that_was_bad(db: deepla
     stream = db.stream(SQL, batch_size=4, on_error="skip")
     assert [i for batch in stream for i in batch["id"].tolist()] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert [bad.key for bad in stream.stats.skipped] == [place.key]
-    assert db.quarantine(stream.stats.skipped) == 1
+    assert db.quarantine(stream.stats.skipped[0]) == 1 and db.quarantine(stream.stats.skipped) == 0
     assert "crc32c" in db.quarantined()[0].reason
     assert ids(db) == [1, 2, 3, 5, 6, 7, 8, 9, 10]  # without on_error: nobody reads it
     assert 4 in ids(db, "SELECT id, vec FROM t")  # whose vector is good
@@ -93,3 +93,10 @@ def test_a_key_that_is_not_there_sets_nothing_aside(db: deeplake.Database) -> No
 
     with pytest.raises(InputError, match="without an address"):
         db.quarantine([Nowhere()])
+
+
+@pytest.mark.parametrize("given", [3, [3], None, [None]])
+def test_what_names_no_sample_is_refused_by_name(db: deeplake.Database, given: Any) -> None:
+    with pytest.raises(InputError, match=r"(3|None) names no sample; give keys"):
+        db.quarantine(given)
+    assert db.quarantined() == []

@@ -84,6 +84,8 @@ def test_a_mesh_tells_the_data_parallel_rank(
         ({"mesh": Mesh(("dp",), (2,), None)}, "not in the mesh"),
         ({"mesh": Mesh(("dp",), (2,), (0,)), "mesh_dim": "cp"}, "dimensions are dp, 0"),
         ({"mesh": Mesh(("dp",), (2,), (0,)), "mesh_dim": ("dp", "dp")}, "each once"),
+        ({"mesh": (2, 4)}, r"mesh=\(2, 4\): expected a DeviceMesh"),
+        ({"process_group": "dp"}, "process_group='dp' has no ranks: "),
     ],
 )
 def test_half_an_answer_or_two_are_refused(options: dict[str, Any], said: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Store as Place
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
@@ -17,9 +19,17 @@ PHOTOS, DRAWINGS = 61, 24
 SIZES = [(8, 12), (12, 8), (10, 10)]
 
 
-@pytest.fixture(scope="module")
-def db(tmp_path_factory: pytest.TempPathFactory) -> deeplake.Database:
-    db = deeplake.connect(str(tmp_path_factory.mktemp("shapes")))
+pytestmark = pytest.mark.both_catalogs
+
+
+@pytest.fixture
+def db(catalog_kind: str, shared: Callable[..., Any]) -> deeplake.Database:
+    made: deeplake.Database = shared(catalog_kind, filled)
+    return made
+
+
+def filled(place: Place) -> deeplake.Database:
+    db = place.connect()
     for table in ("photos", "drawings"):
         db.execute(
             f"CREATE TABLE {table} (id BIGINT PRIMARY KEY, kind TEXT, n BIGINT, tokens TENSOR(int64), picture IMAGE)"
@@ -258,6 +268,7 @@ def test_buckets_under_workers_are_the_same(db: deeplake.Database) -> None:
     assert ids(loader) == alone
 
 
+@pytest.mark.sqlite_only("a spawned process costs seconds, and PostgreSQL's are tested with its searches")
 def test_all_of_it_is_the_same_when_workers_are_spawned(db: deeplake.Database) -> None:
     def mixed() -> deeplake.Stream:
         parts = [stream(db, weight="n"), stream(db, "drawings").limit(9), stream(db, bucket_by="kind", columns="id")]
@@ -332,6 +343,8 @@ def test_an_error_in_a_map_names_the_batch_and_a_stop_iteration_is_no_end(db: de
         next(iter(stream(db).map(lambda _: None)))  # type: ignore[arg-type, return-value]
     with pytest.raises(InputError, match="map takes a function"):
         stream(db).map(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="map takes a function, got None"):
+        stream(db).map(None)  # type: ignore[arg-type]
 
 
 def test_collate_makes_the_batch_of_samples(db: deeplake.Database) -> None:

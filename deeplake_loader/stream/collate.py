@@ -70,7 +70,7 @@ class Shaping:
 
     def __post_init__(self) -> None:
         for given, what in ((self.collate, "collate"), *((fn, "map") for fn in self.maps)):
-            if given is not None and not callable(given):
+            if not callable(given) and (given is not None or what == "map"):
                 raise InputError(f"{what} takes a function, got {given!r}")
         if self.collate is not None and self.rules:
             raise InputError("collate= makes the batch of samples; drop ragged=")

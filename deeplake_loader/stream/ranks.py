@@ -98,6 +98,8 @@ def _given(rank: int | None, world_size: int | None) -> Ranks:
 
 def _of_mesh(mesh: DeviceMesh, mesh_dim: int | str | Sequence[int | str] | None) -> Ranks:
     """Row-major over the chosen dimensions, as DeviceMesh flattens."""
+    if not hasattr(mesh, "get_coordinate"):
+        raise InputError(f"mesh={mesh!r}: expected a DeviceMesh, as torch.distributed.init_device_mesh makes it")
     numbers = _dimensions(mesh, mesh_dim)
     place = mesh.get_coordinate()
     if place is None:
@@ -128,7 +130,12 @@ def _dimensions(mesh: DeviceMesh, chosen: int | str | Sequence[int | str] | None
 
 
 def _of_group(group: ProcessGroup | None) -> Ranks:
-    rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    try:
+        rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    except (ValueError, RuntimeError, TypeError) as error:  # torch has no type of its own for what is no live group
+        raise InputError(
+            f"process_group={group!r} has no ranks: {error}; give a group of torch.distributed.new_group()"
+        ) from error
     if rank < 0 or world_size < 1:
         raise InputError("this process is not in process_group; make the stream only in its members")
     return Ranks(rank, world_size, "torch.distributed" if group is None else "process_group")
