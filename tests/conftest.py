@@ -3,7 +3,8 @@ on the spot.
 
 A module runs over SQLite alone unless it says ``pytestmark = pytest.mark.both_catalogs``; a test of SQLite's inside in
 such a module says ``@pytest.mark.sqlite_only("reason")``, one of PostgreSQL's ``@pytest.mark.postgres_only("reason")``.
-`db` is an empty store, `reconnect` makes further handles on the same one, `new_store` further stores.
+`db` is an empty store, `reconnect` makes further handles on the same one, `new_store` further stores, `shared` what the
+tests of a module share.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,6 +167,28 @@ def new_store(catalog_kind: str, tmp_path: Path, request: pytest.FixtureRequest)
             return Store("postgres", server.url(name), folder)
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """What the tests of a module share for a kind of catalog: made once, of the place of an empty store, and closed
+    behind the last of them."""
+    made: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def get(kind: str, make: Callable[[Store], Any]) -> Any:
+            if kind not in made:
+                folder = tmp_path_factory.mktemp("shared") / "store"
+                place = Store(kind, str(folder), folder)
+                if kind == "postgres":
+                    server: Server = request.getfixturevalue("postgres_server")
+                    name = server.store(folder)
+                    stack.callback(server.drop, name)
+                    place = Store(kind, server.url(name), folder)
+                made[kind] = stack.enter_context(closing(make(place)))
+            return made[kind]
+
+        yield get
 
 
 @pytest.fixture

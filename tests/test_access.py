@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from multiprocessing import context
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Store as Place
 from stream_store import NAMES, ROWS, Store, epoch_of, ids, latent, picture, vector
 
 from deeplake_loader.database import connect
@@ -22,10 +24,13 @@ from deeplake_loader.stream import shared
 from deeplake_loader.stream.shared import Mapped
 from deeplake_loader.types import pack_address
 
+pytestmark = pytest.mark.both_catalogs
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 def test_chosen_samples_come_as_they_were_inserted_in_the_order_asked_for(store: Store) -> None:
@@ -42,8 +47,8 @@ def test_chosen_samples_come_as_they_were_inserted_in_the_order_asked_for(store:
     assert stream.state_dict()["position"] == 0
 
 
-def test_a_single_sample_is_a_batch_of_one_without_its_dimension(tmp_path: Path) -> None:
-    with connect(tmp_path) as db:
+def test_a_single_sample_is_a_batch_of_one_without_its_dimension(place: Place) -> None:
+    with place.connect() as db:
         db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, b BLOB, l BLOB, v VECTOR(3), a TEXT, x REAL, d DATE)")
         row = {"a": "ü", "x": 0.5, "d": "2026-01-02"}
         db.insert("t", [{**row, "id": i, "b": os.urandom(70 + i), "v": [i, 0, 1]} for i in range(60)])
@@ -60,8 +65,8 @@ def test_a_single_sample_is_a_batch_of_one_without_its_dimension(tmp_path: Path)
         assert isinstance(stream.sample(3)["id"], int)
 
 
-def test_one_key_is_found_as_a_list_of_it_is_and_a_wrong_one_is_refused_alike(tmp_path: Path) -> None:
-    with connect(tmp_path) as db:
+def test_one_key_is_found_as_a_list_of_it_is_and_a_wrong_one_is_refused_alike(place: Place) -> None:
+    with place.connect() as db:
         db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, a TEXT)")
         ids = [-(2**63), -5, 0, 3, 4, 9, 2**63 - 1]
         db.insert("t", [{"id": i, "a": str(i)} for i in reversed(ids)])
@@ -142,8 +147,8 @@ def test_what_cannot_be_taken_is_refused(
         store.stream(["id"]).take(**arguments)
 
 
-def test_keys_of_text_or_of_several_columns_are_found_too(tmp_path: Path) -> None:
-    with connect(tmp_path) as db:
+def test_keys_of_text_or_of_several_columns_are_found_too(place: Place) -> None:
+    with place.connect() as db:
         db.execute("CREATE TABLE a (name TEXT PRIMARY KEY, n BIGINT)")
         db.execute("CREATE TABLE b (x BIGINT, y TEXT, n BIGINT, PRIMARY KEY (x, y))")
         db.insert("a", [{"name": f"k{i}", "n": i} for i in range(5)])

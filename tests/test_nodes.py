@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from deeplake_loader.nodes import StreamNode
 FEW = ["id", "embedding"]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def no_thread_is_left() -> Iterator[None]:
     yield
     gc.enable()
     gc.collect()
-    deadline = time.monotonic() + 5  # torchdata's own threads look up every 0.1 s
+    deadline = time.monotonic() + 30  # torchdata's own threads look up every 0.1 s
     while any(t.name.startswith("deeplake") for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [t.name for t in threading.enumerate() if t.name.startswith("deeplake")] == []
@@ -78,6 +79,7 @@ def mapped_and_prefetched(node: BaseNode) -> BaseNode:
 PIPELINES = [plain, prefetched, mapped, mapped_and_prefetched]
 
 
+@pytest.mark.both_catalogs
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_pass_of_a_loader_is_the_next_epoch(store: Store, pipeline: Any) -> None:
     loader = Loader(pipeline(StreamNode(store.stream(FEW))))
@@ -101,6 +103,7 @@ def test_a_state_goes_on_exactly_however_often_it_is_stopped(store: Store, pipel
         assert got == expected[: len(got)]
 
 
+@pytest.mark.both_catalogs
 def test_a_node_alone_goes_on_from_its_state(store: Store) -> None:
     node = StreamNode(store.stream(FEW))
     first = [next(node) for _ in range(3)]

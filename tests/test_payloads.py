@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,13 @@ def test_they_are_a_sequence_of_bytes(items: list[bytes | None], data: st.DataOb
         assert payloads != [*items, b"more"] and payloads != items[1:]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+pytestmark = pytest.mark.both_catalogs
+
+
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 def test_a_raw_column_holds_the_stored_bytes(store: Store) -> None:
@@ -67,7 +72,7 @@ def test_nulls_and_bad_rows_stay_where_they_are(store: Store) -> None:
     records: list[Any] = [list(r) for r in store.records[:12]]
     records[5][0] = None
     rows = store.rowset(["photo", "id"], [tuple(r) for r in records])
-    (batch,) = deeplake.stream.build_stream(store.root, rows, batch_size=12, transforms={"photo": deeplake.Raw()})
+    (batch,) = deeplake.stream.build_stream(store.where, rows, batch_size=12, transforms={"photo": deeplake.Raw()})
     assert [i for i, view in enumerate(batch["photo"]) if view is None] == [5]
     assert bytes(batch["photo"][6]) == store.shards.read(store.records[6][0])
 

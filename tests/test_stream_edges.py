@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Store as Place
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
@@ -20,16 +21,24 @@ from deeplake_loader.stream.stats import Board, Stats
 ROWS = 61
 
 
-@pytest.fixture(scope="module")
-def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[deeplake.Database]:
-    with deeplake.connect(tmp_path_factory.mktemp("edges") / "store") as database:
-        database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, kind TEXT, cost BIGINT, raw BLOB, photo TENSOR)")
-        rows = [
-            {"id": i, "kind": "ab"[i % 2], "cost": 1 + i % 5, "raw": bytes([i]) * 90, "photo": np.full(3, i, np.uint8)}
-            for i in range(ROWS)
-        ]
-        database.insert("t", rows)
-        yield database
+pytestmark = pytest.mark.both_catalogs
+
+
+@pytest.fixture
+def db(catalog_kind: str, shared: Callable[..., Any]) -> deeplake.Database:
+    made: deeplake.Database = shared(catalog_kind, filled)
+    return made
+
+
+def filled(place: Place) -> deeplake.Database:
+    db = place.connect()
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, kind TEXT, cost BIGINT, raw BLOB, photo TENSOR)")
+    rows = [
+        {"id": i, "kind": "ab"[i % 2], "cost": 1 + i % 5, "raw": bytes([i]) * 90, "photo": np.full(3, i, np.uint8)}
+        for i in range(ROWS)
+    ]
+    db.insert("t", rows)
+    return db
 
 
 def stream(db: deeplake.Database, **options: Any) -> Stream:
@@ -112,14 +121,14 @@ def test_a_limit_of_a_limit_is_the_smaller_one(db: deeplake.Database, options: d
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Iterator[deeplake.Database]:
+def damaged(place: Place) -> Iterator[deeplake.Database]:
     """Six rows; the first one's bytes and tensor are damaged."""
-    with deeplake.connect(tmp_path / "store") as database:
+    with place.connect() as database:
         database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, raw BLOB, photo TENSOR)")
         rows = [{"id": i, "raw": bytes([i]) * 5_000, "photo": np.full(9_000, i, np.uint8)} for i in range(6)]
         database.insert("t", rows)
         database.optimize()
-        (shard,) = (tmp_path / "store").rglob("*.tar")
+        (shard,) = place.folder.rglob("*.tar")
         data = bytearray(shard.read_bytes())
         for column in ("raw", "photo"):
             blob = database.execute(f"SELECT {column} FROM t WHERE id = 0").scalar()

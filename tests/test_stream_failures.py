@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Store as Place
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_store import Store, picture, vector
+from stream_store import Clock, Store, picture, vector, wait_until
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
@@ -22,6 +23,8 @@ from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, SampleErrors, StalledError
 from deeplake_loader.stream import BadSample, Stream
 from deeplake_loader.stream.failures import mend
+
+pytestmark = pytest.mark.both_catalogs
 
 Batch = dict[str, Any]
 
@@ -35,8 +38,8 @@ def flip(path: Path, offset: int) -> None:
 class Damaged:
     """A store of 30 rows with a photo, a vector and a large blob, of which some are damaged."""
 
-    def __init__(self, folder: Path) -> None:
-        self.db = deeplake.connect(folder)
+    def __init__(self, place: Place) -> None:
+        self.db = place.connect()
         self.db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, photo IMAGE, vec VECTOR(4), large BLOB)")
         self.large = [os.urandom((4 << 20) + 7 + i) for i in range(6)]
         rows = [{"id": i, "photo": picture(i), "vec": vector(i), "large": self.large[i % 6]} for i in range(30)]
@@ -61,8 +64,8 @@ class Damaged:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Iterator[Damaged]:
-    store = Damaged(tmp_path / "store")
+def damaged(place: Place) -> Iterator[Damaged]:
+    store = Damaged(place)
     yield store
     store.db.close()
 
@@ -202,38 +205,32 @@ def test_too_many_bad_samples_in_a_row_end_the_pass_and_are_listed(damaged: Dama
     assert isinstance(caught.value.__cause__, CorruptionError)
 
 
-def hang(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes native reads hang; what ends them."""
-    go = threading.Event()
+def test_a_read_that_hangs_is_named_and_the_pass_ends(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = damaged.place("photo", 0)
+    clock, go, came = Clock(monkeypatch), threading.Event(), list[bool]()
     real = kernels.read_batch
 
     def slow(*arguments: Any) -> Any:
-        go.wait(20)
+        clock.pace_s = 1.0
+        came.append(go.wait(60))
         return real(*arguments)
 
     monkeypatch.setattr(kernels, "read_batch", slow)
-    return go.set
-
-
-def test_a_read_that_hangs_is_named_and_the_pass_ends(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, _ = damaged.place("photo", 0)
-    go = hang(monkeypatch)
-    begun = time.monotonic()
     with pytest.raises(StalledError, match=f"being read: rows 0, 1.*{path.name}"):
         next(iter(damaged.stream("photo", timeout_s=0.3)))
-    assert time.monotonic() - begun < 5
-    go()
-    while any(t.name.startswith("deeplake") for t in threading.enumerate()):
-        time.sleep(0.01)
+    assert came == []  # it is still being read
+    go.set()
+    wait_until(lambda: not any(t.name.startswith("deeplake") for t in threading.enumerate()), "the pass's threads end")
 
 
 def test_a_slow_batch_that_comes_forward_is_no_stall(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
     from deeplake_loader.decode import cpu
 
-    real = cpu.decode_into
+    clock, real = Clock(monkeypatch), cpu.decode_into
 
     def slow(*arguments: Any, **named: Any) -> None:
         time.sleep(0.06)
+        clock.advance(0.06)
         real(*arguments, **named)
 
     monkeypatch.setattr(cpu, "decode_into", slow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,15 +28,23 @@ ONE = ["id"]
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 @pytest.fixture(scope="module")
-def epochs(store: Store) -> list[int]:
+def first_epochs() -> dict[str, list[int]]:
+    return {}
+
+
+@pytest.fixture
+def epochs(store: Store, catalog_kind: str, first_epochs: dict[str, list[int]]) -> list[int]:
     """The ids of the first epochs, one after the other, as one process reads them."""
-    return [i for epoch in range(8) for i in epoch_of(store, epoch)]
+    if catalog_kind not in first_epochs:
+        first_epochs[catalog_kind] = [i for epoch in range(8) for i in epoch_of(store, epoch)]
+    return first_epochs[catalog_kind]
 
 
 def one(store: Store, **options: Any) -> Stream:
@@ -100,6 +108,7 @@ def test_the_same_rows_make_a_step_for_any_number_of_ranks(store: Store, world: 
     assert first(world) == first(1)
 
 
+@pytest.mark.both_catalogs
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (2, 1), (1, 3)])
 def test_ranks_change_in_mid_epoch_and_change_again(store: Store, before: int, after: int) -> None:
     got: list[int] = []
@@ -166,6 +175,7 @@ class Workers:
         return {"_snapshot": {"_worker_snapshots": parts}, "_steps_since_snapshot": 0}
 
 
+@pytest.mark.both_catalogs
 @settings(parent=PROPERTY, max_examples=40)
 @given(
     st.lists(
@@ -229,6 +239,7 @@ def test_a_loaders_state_folds_into_the_state_of_its_last_batch(store: Store, wo
     del batches
 
 
+@pytest.mark.both_catalogs
 def test_a_loaders_state_goes_on_with_other_workers_and_batches(store: Store, epochs: list[int]) -> None:
     got: list[int] = []
     stream = store.stream(FEW)
@@ -328,6 +339,7 @@ def test_a_state_taken_before_the_first_batch_begins_the_same_loader_again(store
         assert flat(loader) == first
 
 
+@pytest.mark.both_catalogs
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("every", [1, 15])
 def test_one_loader_goes_back_and_forth_between_its_states(store: Store, options: Any, every: int) -> None:
@@ -392,6 +404,7 @@ def test_a_loaders_state_is_json_also_in_its_second_epoch(store: Store, options:
     assert flat(other) == flat(batches) == epoch_of(store, 1)[32:]
 
 
+@pytest.mark.both_catalogs
 def test_the_streams_state_is_stored_once_per_worker(store: Store) -> None:
     for workers in (0, 2):
         loader = stateful(store, num_workers=workers)
@@ -425,6 +438,7 @@ def test_loaders_of_other_widths_with_one_seed_read_passes_of_their_own(
     assert got + flat(first) == epochs[:ROWS]
 
 
+@pytest.mark.both_catalogs
 def test_the_next_epoch_is_known_under_every_loader(store: Store) -> None:
     stream = one(store)
     assert stream.epoch == 0
@@ -453,9 +467,10 @@ def test_a_changed_copy_begins_at_its_own_start(store: Store) -> None:
 # -- states of something else ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_catalogs
 def test_every_difference_is_named_with_what_was_and_what_is(store: Store) -> None:
     state = one(store).state_dict()
-    other = build_stream(store.root, store.rowset(ONE, store.records[:50]), batch_size=8, shuffle=True, seed=4)
+    other = build_stream(store.where, store.rowset(ONE, store.records[:50]), batch_size=8, shuffle=True, seed=4)
     with pytest.raises(StateError) as caught:
         other.load_state_dict(state)
     message = str(caught.value)
@@ -463,6 +478,7 @@ def test_every_difference_is_named_with_what_was_and_what_is(store: Store) -> No
         assert said in message
 
 
+@pytest.mark.both_catalogs
 def test_not_strict_goes_on_at_the_same_place_with_a_warning(store: Store) -> None:
     before = one(store)
     next(iter(before))
@@ -471,12 +487,13 @@ def test_not_strict_goes_on_at_the_same_place_with_a_warning(store: Store) -> No
     with pytest.warns(UserWarning, match="the seed was 0 and is 4"):
         other.load_state_dict(state, strict=False)
     assert flat(other) == epoch_of(store, 0, seed=4)[8:]
-    few = build_stream(store.root, store.rowset(ONE, store.records[:5]), batch_size=8, shuffle=True)
+    few = build_stream(store.where, store.rowset(ONE, store.records[:5]), batch_size=8, shuffle=True)
     with pytest.warns(UserWarning, match="rows"):
         few.load_state_dict(state, strict=False)
     assert few.epoch == 1  # none of the five is left of epoch 0
 
 
+@pytest.mark.both_catalogs
 def test_a_state_says_everything_in_less_than_a_kilobyte(store: Store) -> None:
     stream = store.stream(commit="3f" * 16, query="SELECT " + "x" * 10_000, seed=(1 << 63) - 1)
     stream.set_epoch(1 << 40)
@@ -485,9 +502,10 @@ def test_a_state_says_everything_in_less_than_a_kilobyte(store: Store) -> None:
     assert {type(value) for value in state.values()} <= {int, str, bool, float}
 
 
+@pytest.mark.both_catalogs
 def test_the_states_of_several_sources_fold_into_one_of_the_same_size(store: Store) -> None:
     few = store.rowset(ONE, store.records[:50])
-    many, other = one(store, query="SELECT 1", commit=4), build_stream(store.root, few, batch_size=8, query="SELECT 2")
+    many, other = one(store, query="SELECT 1", commit=4), build_stream(store.where, few, batch_size=8, query="SELECT 2")
     pairs = [many._with(sources=(*a._sources, *b._sources)) for a, b in ((many, other), (other, many))]
     states = [stream.state_dict() for stream in (many, *pairs)]
     assert [state["rows"] for state in states] == [ROWS, ROWS + 50, ROWS + 50]
@@ -496,6 +514,7 @@ def test_the_states_of_several_sources_fold_into_one_of_the_same_size(store: Sto
     assert all(state.keys() == states[0].keys() and len(json.dumps(state)) < 1024 for state in states)
 
 
+@pytest.mark.both_catalogs
 def test_torchs_distributed_checkpoint_takes_the_stream_itself(store: Store, tmp_path: Path) -> None:
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
     stream, other = one(store), one(store)

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stream_store import ROWS, Store
+from stream_store import ROWS, Clock, Store, wait_until
 from torch.utils.data import DataLoader
 
 import deeplake_loader as deeplake
@@ -23,9 +23,10 @@ from deeplake_loader.stream.stats import Board
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*set_vital")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 def stored_bytes(store: Store) -> int:
@@ -33,6 +34,7 @@ def stored_bytes(store: Store) -> int:
     return blobs + 16 * ROWS  # and the vectors
 
 
+@pytest.mark.both_catalogs
 def test_a_pass_counts_what_it_delivered_and_verified(store: Store) -> None:
     stream = store.stream(batch_size=10)
     assert stream.stats == Stats() and stream.report() == "nothing was read yet"
@@ -67,19 +69,20 @@ def test_workers_add_up_in_the_main_process(store: Store, context: str) -> None:
 
 
 def test_the_report_names_what_holds_the_pass_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = store.stream(["photo", "id"], shuffle=False)
-    for _ in stream:
-        time.sleep(0.1)
-    assert stream.report().startswith("step-bound")
+    clock, real = Clock(monkeypatch), cpu.decode_into
+    stream = store.stream(["photo", "id"], shuffle=False, prefetch=2)
+    for number, _ in enumerate(stream, 1):
+        wait_until(lambda ahead=min(2, 13 - number): stream.stats.queue == ahead, "batches read ahead")
+        clock.advance(0.1)
+    assert stream.report().startswith("step-bound: a batch lay ready for 100%")
     assert stream.stats.early_s > stream.stats.late_s
-    real = cpu.decode_into
 
     def slow(*arguments: Any, **named: Any) -> None:
-        time.sleep(0.002)
+        clock.advance(0.002)
         real(*arguments, **named)
 
     monkeypatch.setattr(cpu, "decode_into", slow)
-    stream = store.stream(["photo", "id"], transforms={"photo": deeplake.Image(size=4)})
+    stream = store.stream(["photo", "id"], transforms={"photo": deeplake.Image(size=4)}, prefetch=0)
     list(stream)
     assert stream.report().startswith("decode-bound") and f"{ROWS} samples in 13 batches" in stream.report()
     assert stream.stats.late > 0.5
@@ -125,7 +128,7 @@ def test_a_profile_measures_stages_and_what_the_loader_costs_a_step(store: Store
     with pytest.raises(InputError, match="batches"):
         deeplake.profile(stream, batches=0)
     with pytest.raises(InputError, match="no rows"):
-        deeplake.profile(deeplake.stream.build_stream(store.root, store.rowset(records=[]), batch_size=4))
+        deeplake.profile(deeplake.stream.build_stream(store.where, store.rowset(records=[]), batch_size=4))
 
 
 def run(code: str, *arguments: str) -> str:
