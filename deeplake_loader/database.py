@@ -111,20 +111,16 @@ def connect(
     access = Access(storage_options, cache_dir, cache_bytes)
     opened = _open_catalog(url, storage, access, catalog, create=create, read_only=read_only, timeout_s=timeout_s)
     if storage_options or opened.root.storage is not None or opened.root.data is not None:
-        _check_storage(opened, storage_options)
+        _check_storage(opened, access)
     return _handle(opened, branch)
 
 
-def _check_storage(catalog: Catalog, options: Mapping[str, Any] | None) -> None:
+def _check_storage(catalog: Catalog, access: Access) -> None:
     """Makes the storage the store's own; options that are for none are a mistake."""
-    from deeplake_loader.ownership import claim
+    from deeplake_loader.ownership import check_options, claim
 
     try:
-        if options and catalog.root.storage is None:
-            raise InputError(
-                f"storage_options= reach an object storage, and this store's bytes lie in {catalog.root.base}; "
-                'give storage="s3://bucket/prefix" when it is made'
-            )
+        check_options(catalog.root, access)
         if not catalog.read_only:
             claim(catalog)
     except BaseException:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import adopted, store
 from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
+from deeplake_loader.storage import Access
 from deeplake_loader.storage.objects import Objects, open_folder
 from deeplake_loader.store import object_of
 from deeplake_loader.tar import END
@@ -24,20 +25,36 @@ OWNER = "store.json"
 """Name of the object that tells whose the others are."""
 
 
-def claim(catalog: Catalog) -> None:
+def claim(catalog: Catalog, storage: str | None = None) -> None:
     """Makes the storage this store's, unless it is; nothing for a store whose bytes lie in its own folder.
+
+    Args:
+        storage: what a new store's catalog is to remember as its storage, at once with the claim, so that it remembers
+            none that could not be used.
 
     Raises:
         InputError: another store's bytes lie there. NotFoundError: there is no such bucket.
         StoreError: it is out of reach, or may not be written.
     """
-    root = catalog.root
-    if (root.storage is None and root.data is None) or _fact(catalog, "claimed") is not None:
-        return
-    _claim(_objects(catalog), _fact(catalog, "store_id"))
-    catalog.connection.execute(  # no commit of the store's history
-        "INSERT INTO _dl_meta (key, value) VALUES ('claimed', 'yes') ON CONFLICT (key) DO NOTHING"
-    )
+    root, facts = catalog.root, dict[str, str]()
+    if (root.storage is not None or root.data is not None) and _fact(catalog, "claimed") is None:
+        _claim(_objects(catalog), _fact(catalog, "store_id"))
+        facts["claimed"] = "yes"
+    if storage is not None:
+        facts["storage"] = storage
+    if facts:  # outside of any transaction: no commit of the store's history
+        places = ", ".join("(?, ?)" for _ in facts)
+        sql = f"INSERT INTO _dl_meta (key, value) VALUES {places} ON CONFLICT (key) DO NOTHING"
+        catalog.execute(sql, [text for fact in facts.items() for text in fact])
+
+
+def check_options(root: store.Root, access: Access | None) -> None:
+    """Refuses options of a storage where there is none that they are for."""
+    if access is not None and access.options and root.storage is None:
+        raise InputError(
+            f"storage_options= reach an object storage, and this store's bytes lie in {root.base}; "
+            'give storage="s3://bucket/prefix" when it is made'
+        )
 
 
 def relocate(catalog: Catalog, place: str, options: Mapping[str, Any] | None) -> None:

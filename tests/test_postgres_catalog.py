@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -20,6 +21,8 @@ from conftest import Server, Store
 from psycopg.conninfo import conninfo_to_dict
 
 import deeplake_loader as deeplake
+from deeplake_loader import ownership
+from deeplake_loader.catalog import Catalog
 from deeplake_loader.errors import (
     CorruptionError,
     DeeplakeError,
@@ -125,6 +128,54 @@ def test_the_storage_is_remembered_and_another_one_refused(place: Store, tmp_pat
     again.close()
     with pytest.raises(InputError, match="leave storage= out"):
         PostgresCatalog.open(place.url, storage=tmp_path / "other")
+
+
+@pytest.mark.parametrize("refused", ["another store's", "unwritable", "no bucket", "options"])
+def test_a_refused_storage_is_not_remembered(place: Store, tmp_path: Path, refused: str) -> None:
+    options: dict[str, Any] = {"storage": tmp_path / "taken"}
+    if refused == "another store's":
+        deeplake.connect(tmp_path / "other", storage=tmp_path / "taken").close()
+    elif refused == "unwritable":
+        (tmp_path / "taken").write_text("a file")
+    elif refused == "no bucket":
+        options = {"storage": "s4://bucket/x"}
+    else:
+        options["storage_options"] = {"key": "forgotten"}
+    with pytest.raises(DeeplakeError):
+        deeplake.connect(place.url, **options)
+    with pytest.raises(InputError, match="needs storage="):
+        deeplake.connect(place.url)
+    with pytest.raises(NotFoundError, match="no store"):
+        deeplake.connect(place.url, read_only=True)
+    with deeplake.connect(place.url, storage=place.folder) as db:
+        assert db._catalog.root.base == str(place.folder)
+    with deeplake.connect(place.url) as db:
+        assert db._catalog.root.base == str(place.folder)
+
+
+def test_a_store_with_its_own_server_remembers_no_refused_storage(tmp_path: Path) -> None:
+    deeplake.connect(tmp_path / "other", storage=tmp_path / "taken").close()
+    with pytest.raises(InputError, match="another store"):
+        deeplake.connect(tmp_path / "s", catalog="postgres", storage=tmp_path / "taken")
+    with deeplake.connect(tmp_path / "s", catalog="postgres") as db:
+        assert db._catalog.root.base == str(tmp_path / "s")
+
+
+def test_of_two_that_make_a_store_with_two_storages_at_once_one_is_refused(
+    place: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ownership.claim
+
+    def claim(catalog: Catalog, storage: str | None = None) -> None:
+        monkeypatch.setattr(ownership, "claim", known)
+        PostgresCatalog.open(place.url, storage=place.folder).close()
+        known(catalog, storage)
+
+    monkeypatch.setattr(ownership, "claim", claim)
+    with pytest.raises(InputError, match="leave storage= out"):
+        PostgresCatalog.open(place.url, storage=tmp_path / "late")
+    with deeplake.connect(place.url) as db:
+        assert db._catalog.root.base == str(place.folder)
 
 
 def test_bytes_without_their_catalog_are_no_new_store(place: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deeplake_loader import catalog_file
@@ -50,31 +51,36 @@ def declaration(sqlite: str, schema: str) -> str:
     return re.sub(r" ON (_dl_\w+)", lambda m: f" ON {quote_identifier(schema)}.{m[1]}", text)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a store's bytes lie, and whether its catalog says so: a new one's not before the storage was opened."""
+
+    storage: str
+    remembered: bool
+
+
 def prepare(
     connection: Connection, address: Address, storage: str | None, *, create: bool, default: str | None = None
-) -> str:
+) -> Kept:
     """Where the store's bytes lie, after its bookkeeping was found, or made when ``create``; a new store's in
-    ``default`` unless ``storage`` says otherwise.
+    ``default`` unless ``storage`` says otherwise, which `ownership.claim` writes down once that place is good.
 
     Raises:
-        NotFoundError: no store there and ``create`` is false.
+        NotFoundError: no store there, or one that never got a storage, and ``create`` is false.
         InputError: a new store without ``storage``, or an old one whose bytes lie elsewhere.
         StoreError: a newer format. CorruptionError: the folder holds another store's bytes.
     """
     found = _facts(connection, address)
-    if found is None:
+    if found is None or "storage" not in found:
         if not create:
             raise NotFoundError(f"there is no store in {address.shown}; check the URL, or connect with create=True")
         if (place := storage or default) is None:
             raise InputError(f"a new store in {address.shown} needs storage=, the folder for shards and vectors")
-        _make(connection, address, place)
-        found = _facts(connection, address)
-    if found is None:
-        raise CorruptionError(f"{address.shown} holds no bookkeeping after it was made")
+        found = _begun(connection, address, place)
     _check_format(address, found.get("format", "none"))
     kept = found.get("storage")
     if kept is None:
-        raise CorruptionError(f"the store in {address.shown} names no storage; restore its catalog from a copy")
+        return Kept(storage or str(default), remembered=False)
     if kept == OWN_FOLDER and default is None:
         raise InputError(f"the store in {address.shown} is that of a folder's own server; connect to the folder")
     if storage is not None and _real(storage) != _real(kept):
@@ -82,7 +88,27 @@ def prepare(
             f"the store in {address.shown} keeps its bytes in {kept}, not in {storage}; leave storage= out, or "
             "move it with Database.relocate"
         )
-    return kept
+    return Kept(kept, remembered=True)
+
+
+def _begun(connection: Connection, address: Address, storage: str) -> dict[str, str]:
+    """The facts of a store that has no storage yet, or got one by now from another process."""
+    _make(connection, address)
+    lost = None if storage == OWN_FOLDER or "://" in storage else catalog_file.data_folder(storage)
+    found = _facts(connection, address)  # asked last: another process may have made that folder
+    if found is None:
+        raise CorruptionError(f"{address.shown} holds no bookkeeping after it was made")
+    if "storage" in found:
+        return found
+    schema = quote_identifier(address.bookkeeping)
+    if connection.execute(f"SELECT 1 FROM {schema}._dl_files LIMIT 1").fetchone() is not None:
+        raise CorruptionError(f"the store in {address.shown} names no storage; restore its catalog from a copy")
+    if lost is not None:
+        raise CorruptionError(
+            f"{storage} holds {lost}/ of another store, or of one whose catalog was lost: a new catalog would give "
+            "out the old addresses again; choose another folder for a new store"
+        )
+    return found
 
 
 def _facts(connection: Connection, address: Address) -> dict[str, str] | None:
@@ -93,20 +119,16 @@ def _facts(connection: Connection, address: Address) -> dict[str, str] | None:
     return {str(key): str(value) for key, value in rows.fetchall()}
 
 
-def _make(connection: Connection, address: Address, storage: str) -> None:
+def _make(connection: Connection, address: Address) -> None:
     """In one transaction, one process at a time: DDL of two at once would collide in the database's own tables."""
+    if _facts(connection, address) is not None:
+        return
     schema = quote_identifier(address.bookkeeping)
     _add_vectors(connection)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('deeplake_loader'), hashtext(%s))", [schema])
         if _facts(connection, address) is not None:
             return
-        lost = None if "://" in storage else catalog_file.data_folder(storage)
-        if lost is not None:
-            raise CorruptionError(
-                f"{storage} holds {lost}/ of another store, or of one whose catalog was lost: a new catalog would give "
-                "out the old addresses again; choose another folder for a new store"
-            )
         statements = [
             f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(s)}" for s in (address.schema, address.bookkeeping)
         ]
@@ -124,7 +146,6 @@ def _make(connection: Connection, address: Address, storage: str) -> None:
         main = f"INSERT INTO {schema}._dl_branches (name, head, created_at, place) VALUES ('main', 1, %s, %s)"
         connection.execute(main, [now, address.schema])
         facts = {"format": str(catalog_file.FORMAT), "store_id": os.urandom(16).hex(), "created_at": now}
-        facts["storage"] = storage
         meta = f"INSERT INTO {schema}._dl_meta (key, value) VALUES (%s, %s)"
         connection.cursor().executemany(meta, list(facts.items()))
 

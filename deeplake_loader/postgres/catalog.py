@@ -23,9 +23,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from deeplake_loader import catalog as shared
-from deeplake_loader import catalog_file, store
+from deeplake_loader import catalog_file, ownership, store
 from deeplake_loader.catalog import Catalog, Parameters, Transaction, check_timeout
-from deeplake_loader.errors import DeeplakeError, LockedError, StoreError
+from deeplake_loader.errors import DeeplakeError, InputError, LockedError, StoreError
 from deeplake_loader.postgres import bookkeeping
 from deeplake_loader.postgres.connection import Address, Connection
 from deeplake_loader.postgres.failures import Place, is_lost, placed, translate_error, wants_retry
@@ -121,19 +121,32 @@ class PostgresCatalog(Catalog):
         connection = address.dial(read_only=read_only, timeout_s=timeout_s)
         try:
             kept = bookkeeping.prepare(connection, address, place, create=create and not read_only)
-            root = root or open_root(None, kept, access)
+            root = root or open_root(None, kept.storage, access)
             if create and not read_only:
                 with store.file_errors("make the store's folder", root.base):
                     store.make_folder(root.base)
             catalog = cls(address, root, read_only=read_only, timeout_s=timeout_s)
+            catalog._connection = connection
+            catalog._remember(kept, place, access)
         except psycopg.Error as error:
             connection.close()
             raise translate_error(error) from None
         except BaseException:
             connection.close()
             raise
-        catalog._connection = connection
         return catalog
+
+    def _remember(
+        self, kept: bookkeeping.Kept, storage: str | None, access: Access | None, *, default: str | None = None
+    ) -> None:
+        """Makes the storage of a new store its own, now that it could be opened; until then it has none."""
+        if kept.remembered:
+            return
+        ownership.check_options(self.root, access)
+        ownership.claim(self, kept.storage)
+        found = bookkeeping.prepare(self.connection, self.address, storage, create=False, default=default)
+        if found.storage != kept.storage:
+            raise InputError(f"another process just made {self.name} with its bytes in {found.storage}; connect again")
 
     @property
     def name(self) -> str:

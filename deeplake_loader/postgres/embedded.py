@@ -63,9 +63,11 @@ class EmbeddedPostgres(PostgresCatalog):
             connection = address.dial(read_only=read_only, timeout_s=timeout_s)
             may = create and not read_only
             kept = bookkeeping.prepare(connection, address, storage, create=may, default=bookkeeping.OWN_FOLDER)
-            root = root or open_root(folder, None if kept == bookkeeping.OWN_FOLDER else kept, access)
+            own = kept.storage == bookkeeping.OWN_FOLDER
+            root = root or open_root(folder, None if own else kept.storage, access)
             made = cls(server, address, root, read_only=read_only, timeout_s=timeout_s)
             made._connection = connection
+            made._remember(kept, storage, access, default=bookkeeping.OWN_FOLDER)
         except BaseException:
             server.leave()
             raise
