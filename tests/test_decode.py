@@ -68,6 +68,20 @@ def test_images_come_out_upright(format, orientation):
     assert cpu.output(item.info, Image()) == ("uint8", out.shape)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("interpolation", "antialias"), [("nearest", True), ("area", False)])
+def test_of_two_equally_near_pixels_a_turned_jpeg_takes_the_one_that_any_other_format_takes(
+    orientation, interpolation, antialias
+):
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    data = saved(picture(64, 48), "JPEG", exif=exif)
+    upright = saved(Pillow.fromarray(cpu.decode(data, MediaInfo("image"), Image(layout="HWC"))), "PNG")
+    transform = Image(size=(8, 12), crop="none", interpolation=interpolation, antialias=antialias)
+    turned, plain = (cpu.decode(file, MediaInfo("image"), transform) for file in (data, upright))
+    assert np.array_equal(turned, plain)
+
+
 @pytest.mark.parametrize("crop", ["center", "none"])
 @pytest.mark.parametrize("size", [(20, 30), (100, 40), 24])
 def test_resized_images_are_within_one_level_of_pillow(size, crop):

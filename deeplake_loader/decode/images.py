@@ -55,15 +55,17 @@ def _decode_jpeg(data: bytes, transform: Image, out: Array | None, draw: Draw | 
     result = allocate(_shape(transform, size), out)
     box, mirrored = crop_box(transform, width, height, size, draw)
     pixels = _coloured(decode_jpeg(data, header, shrink(transform, box, size)), transform)
-    if (
-        transform.interpolation == "nearest"
-    ):  # of two equally near pixels it takes the later, as they lie in the picture
+    if _takes_one_pixel(transform):  # of two equally near ones the later, as they lie in the picture
         put(upright(pixels, header.orientation), result, transform, box, mirrored, transform.layout)
         return result
     slot = result.transpose(1, 2, 0) if transform.layout == "CHW" else result
     slot, box = as_stored(slot[:, ::-1] if mirrored else slot, box, (height, width), header.orientation)
     put(pixels, slot, transform, _scaled(box, header, pixels), False, "HWC")
     return result
+
+
+def _takes_one_pixel(transform: Image) -> bool:
+    return transform.interpolation == "nearest" or (transform.interpolation == "area" and not transform.antialias)
 
 
 def as_stored(slot: Array, box: Box, size: Size, orientation: int) -> tuple[Array, Box]:
