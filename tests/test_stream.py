@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,9 +40,18 @@ from deeplake_loader.types import ColumnType
 OWN_FILES = 20  # shards that the test's own store holds open
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+pytestmark = [
+    pytest.mark.both_catalogs,
+    pytest.mark.filterwarnings(
+        "ignore:.*fork.*:DeprecationWarning", "ignore:Length of IterableDataset", "ignore:.*set_vital"
+    ),
+]
+
+
+@pytest.fixture
+def store(catalog_kind: str, shared: Callable[..., Any]) -> Store:
+    made: Store = shared(catalog_kind, Store.at)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +100,9 @@ def test_threads_and_prefetch_do_not_change_what_comes(store: Store) -> None:
 
 def test_an_unshuffled_stream_keeps_the_order_that_was_asked_for(store: Store) -> None:
     backwards = store.rowset(records=store.records[::-1])
-    asked = build_stream(store.root, backwards, batch_size=10)
+    asked = build_stream(store.where, backwards, batch_size=10)
     assert flat(asked) == list(range(ROWS))[::-1]
-    stored = build_stream(store.root, backwards, batch_size=10, ordered=False)
+    stored = build_stream(store.where, backwards, batch_size=10, ordered=False)
     assert flat(stored) == list(range(ROWS))
 
 
@@ -101,7 +110,7 @@ def test_rows_in_another_order_give_the_same_shuffled_epoch(store: Store) -> Non
     mixed = store.records[:]
     random.Random(0).shuffle(mixed)
     streams = [
-        build_stream(store.root, store.rowset(records=r), batch_size=8, shuffle=True) for r in (mixed, store.records)
+        build_stream(store.where, store.rowset(records=r), batch_size=8, shuffle=True) for r in (mixed, store.records)
     ]
     assert flat(streams[0]) == flat(streams[1])
     assert streams[0].state_dict() == streams[1].state_dict()
@@ -125,7 +134,7 @@ def test_nulls_make_lists_everywhere_in_the_stream(store: Store) -> None:
     records = [list(r) for r in store.records[:20]]
     records[13][:7] = [None] * 3 + [13] + [None] * 3
     rows = store.rowset(records=[tuple(r) for r in records])
-    first, second, third = build_stream(store.root, rows, batch_size=8)
+    first, second, third = build_stream(store.where, rows, batch_size=8)
     for batch in (first, second, third):
         for name in ("photo", "latent", "embedding", "flag", "score", "prompt"):
             assert isinstance(batch[name], list), name
@@ -171,7 +180,7 @@ def test_video_tensors_of_any_type_and_large_blobs_stream_too(tmp_path: Path) ->
     records = [(*a, i, i) for i, a in enumerate(staged.addresses)]
     rowset = RowSet(["clip", "half", "large", "id", "_dl_key_0"], [*kinds, None, None], records)
     transform = Video(num_frames=4, size=(24, 32))
-    (batch,) = build_stream(store.root, rowset, batch_size=3, transforms={"clip": transform})
+    (batch,) = build_stream(store.where, rowset, batch_size=3, transforms={"clip": transform})
     assert batch["clip"].shape == (3, 4, 3, 24, 32)
     for got, clip in zip(batch["clip"], clips, strict=True):
         assert np.array_equal(got.numpy(), cpu.decode(clip.data, clip.info, transform))
@@ -184,7 +193,7 @@ def test_a_stream_of_scalars_alone_needs_no_addresses(store: Store) -> None:
 
 
 def test_an_empty_set_gives_no_batches(store: Store) -> None:
-    stream = build_stream(store.root, store.rowset(records=[]), batch_size=4, shuffle=True)
+    stream = build_stream(store.where, store.rowset(records=[]), batch_size=4, shuffle=True)
     assert len(stream) == 0 and list(stream) == []
     stream.load_state_dict(stream.state_dict())
     assert list(stream) == []
@@ -307,10 +316,10 @@ def test_a_state_of_something_else_is_refused(store: Store) -> None:
         (store.stream(FEW, shuffle=False), "shuffle"),
         (store.stream(FEW, lanes=8), "lanes"),
         (store.stream(FEW, query="SELECT 2"), "query"),
-        (build_stream(store.root, store.rowset(FEW, store.records[1:]), batch_size=8, shuffle=True, query="SELECT"),
+        (build_stream(store.where, store.rowset(FEW, store.records[1:]), batch_size=8, shuffle=True, query="SELECT"),
          "rows"),
-        (build_stream(store.root, store.rowset(FEW, [*store.records[1:], store.records[5]]), batch_size=8, shuffle=True,
-                query="SELECT"), "digest"),
+        (build_stream(store.where, store.rowset(FEW, [*store.records[1:], store.records[5]]), batch_size=8,
+                shuffle=True, query="SELECT"), "digest"),
     ]  # fmt: skip
     for stream, said in others:
         with pytest.raises(StateError, match=said):
@@ -372,6 +381,7 @@ def run(code: str, *arguments: str, timeout: float = 60) -> subprocess.Completed
     )
 
 
+@pytest.mark.sqlite_only("the program is told the folder")
 def test_the_interpreter_exits_while_batches_wait(store: Store) -> None:
     rows = pickle.dumps(store.rowset()).hex()
     code = """
@@ -441,11 +451,9 @@ LOADERS = [
     ),
     pytest.param({"num_workers": 1, "multiprocessing_context": "forkserver"}, id="forkserver", marks=pytest.mark.slow),
 ]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*fork.*:DeprecationWarning", "ignore:Length of IterableDataset", "ignore:.*set_vital"
-)
 
 
+@pytest.mark.sqlite_only("spawned processes cost seconds, and PostgreSQL's are tested with its searches")
 @pytest.mark.parametrize("options", LOADERS)
 def test_dataloader_gives_whole_epochs_in_order(store: Store, options: dict[str, Any]) -> None:
     stream = store.stream(FEW)
@@ -691,7 +699,7 @@ def test_a_truncated_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_many_shards_are_read_with_few_open_files(store: Store) -> None:
     from deeplake_loader.reader import Reader
 
-    reader = Reader(store.root, max_files=1)
+    reader = Reader(store.where, max_files=1)
     try:
         addresses = np.array([r[0] for r in store.records], np.int64)
         extents = reader.resolve(addresses)
