@@ -71,7 +71,7 @@ class Program(click.Group):
         except (BrokenPipeError, KeyboardInterrupt, click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
-            return _told(error, debug=bool(context.obj.get("debug")))
+            return tell(error, debug=bool(context.obj.get("debug")))
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Runs the command line and ends the process with its code."""
@@ -96,7 +96,7 @@ class Program(click.Group):
             formatter.write_dl(table())
 
 
-def _told(error: Exception, *, debug: bool) -> Code:
+def tell(error: Exception, *, debug: bool) -> Code:
     """Says what went wrong in one line, or with where it did; gives the exit code."""
     if debug:
         traceback.print_exception(error)
@@ -190,4 +190,4 @@ def program(context: click.Context, store: str | None, branch: str | None) -> No
     context.obj.update(store=store, branch=branch)
 
 
-__all__ = ["Session", "program", "verb"]
+__all__ = ["Session", "program", "tell", "verb"]

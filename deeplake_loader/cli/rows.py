@@ -41,6 +41,11 @@ def describe_command(session: Session, table: str, as_json: bool) -> None:
     if as_json:
         print_json(_described(known))
         return
+    print_description(known)
+
+
+def print_description(known: Description) -> None:
+    """A table's columns, then a line for each key, constraint and index."""
     columns: list[dict[str, Any]] = _described(known)["columns"]
     rows = [[c["name"], c["type"], "" if c["nullable"] else "NOT NULL", c["default"] or ""] for c in columns]
     print_table(["column", "type", "null", "default"], rows)

@@ -81,9 +81,14 @@ class Session:
         path.write_text(f"{branch}\n", "utf-8")
 
     def _memory(self) -> Path:
-        folder = os.environ.get("XDG_STATE_HOME") or os.path.join("~", ".local", "state")
         url = self.store if "://" in self.store else os.path.realpath(os.path.expanduser(self.store))
-        return Path(folder).expanduser() / "deeplake_loader" / sha256(os.fsencode(url)).hexdigest()[:32]
+        return state_folder() / sha256(os.fsencode(url)).hexdigest()[:32]
+
+
+def state_folder() -> Path:
+    """Where the command line keeps what a user would miss; it need not be there."""
+    folder = os.environ.get("XDG_STATE_HOME") or os.path.join("~", ".local", "state")
+    return Path(folder).expanduser() / "deeplake_loader"
 
 
 def locate(store: str | None, branch: str | None) -> Session:
