@@ -38,7 +38,7 @@ Expected = Mapping[str, npt.NDArray[np.bool_]]
 class Fetched:
     """Bytes that were read past the cache: (start, body) by object; a range that is not in it lies in the copy."""
 
-    bodies: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
+    bodies: dict[str, list[tuple[int, bytes | bytearray]]] = field(default_factory=dict)
 
     def find(self, name: str, start: int, stop: int) -> memoryview | None:
         """Those bytes, if they are here."""
@@ -196,18 +196,18 @@ class Mirror:
             self._get(jobs, copies, fetched, promised)
 
     def _get(self, jobs: Sequence[tuple[str, Span]], copies: Sequence[Copy], fetched: Fetched, promised: int) -> None:
+        landings = [_Landing(copy, *span) for copy, (_, span) in zip(copies, jobs, strict=True)]
         refused: list[int] = []
 
-        def take(number: int, body: bytes) -> None:
-            name, (start, _) = jobs[number]
-            try:
-                copies[number].put(start, body)
-            except OSError:  # the disk is full: these bytes are used once
+        def done(number: int) -> None:
+            body = landings[number].end()
+            if body is not None:
+                name, (start, _) = jobs[number]
                 refused.append(len(body))
                 fetched.bodies.setdefault(name, []).append((start, body))
 
         try:
-            self.objects.read_each(jobs, take)
+            self.objects.read_each([(*job, land.take) for job, land in zip(jobs, landings, strict=True)], done)
         except BaseException:
             self.cache.forget(promised)
             raise
@@ -299,6 +299,31 @@ class Mirror:
                     return done + copy.held - before
             done += copy.held - before
         return done
+
+
+class _Landing:
+    """A range on its way into a copy; where the disk takes no more, into memory, to be used once."""
+
+    def __init__(self, copy: Copy, start: int, stop: int) -> None:
+        self._copy, self._start, self._stop = copy, start, stop
+        self._body: bytearray | None = None
+
+    def take(self, offset: int, piece: memoryview) -> None:
+        """A piece of it."""
+        if self._body is None:
+            try:
+                self._copy.write(self._start + offset, piece)
+                return
+            except OSError:  # the disk is full; what came before is there
+                before = os.pread(self._copy.fd, self._stop - self._start, self._start)
+                self._body = bytearray(before.ljust(self._stop - self._start, b"\0"))
+        self._body[offset : offset + len(piece)] = piece
+
+    def end(self) -> bytearray | None:
+        """It is whole: its pages are marked, or it is given back."""
+        if self._body is None:
+            self._copy.mark(self._start, self._stop)
+        return self._body
 
 
 _mirrors: dict[str, Mirror] = {}

@@ -118,10 +118,18 @@ class Copy:
 
     def put(self, start: int, body: bytes) -> None:
         """Writes bytes that begin at a page's start, and marks their pages. Raises OSError: the disk is full."""
-        done, view = 0, memoryview(body)
-        while done < len(body):
-            done += os.pwrite(self.fd, view[done:], start + done)
-        self.pages[start // PAGE : -(-(start + len(body)) // PAGE)] = 1
+        self.write(start, memoryview(body))
+        self.mark(start, start + len(body))
+
+    def write(self, start: int, piece: memoryview) -> None:
+        """Writes bytes whose pages are marked later. Raises OSError: the disk is full."""
+        done = 0
+        while done < len(piece):
+            done += os.pwrite(self.fd, piece[done:], start + done)
+
+    def mark(self, start: int, stop: int) -> None:
+        """Takes note that these bytes, which begin at a page's start, are here."""
+        self.pages[start // PAGE : -(-stop // PAGE)] = 1
 
     def fill(self) -> None:
         """Marks every page: the file is the object."""

@@ -1,10 +1,6 @@
 """Objects on what fsspec reaches: the one place that speaks to it and turns its errors into ours.
 
-All requests of a process run on fsspec's event loop, so a deadline really ends one, and none needs a thread of its own;
-filesystems without coroutines (memory, sftp) run on the loop's threads. s3fs is used twice: without its own retries
-(ours are bounded and counted), and for uploads in parts with botocore's, which send a part again alone. fsspec would
-hand out a filesystem with the credentials and the endpoint of its first use for as long as the process lives, so they
-are kept here, by what the environment says.
+All requests of a process run on fsspec's event loop, so a deadline really ends one, and none needs a thread of its own.
 """
 
 from __future__ import annotations
@@ -14,15 +10,17 @@ import hashlib
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import IO, Any, TypeVar
 
-from deeplake_loader.errors import CorruptionError, InputError, NotFoundError, StoreError
+from deeplake_loader.errors import CorruptionError, NotFoundError, StoreError
 from deeplake_loader.storage import web
+from deeplake_loader.storage.links import NO_LINK, S3, Link
 from deeplake_loader.storage.objects import BUCKETS, SIGNED, Span, Stored, shown, split_scheme
+from deeplake_loader.storage.ranges import Take, UnusualError
 from deeplake_loader.storage.requests import Policy, Requests, status_of, storage_error
 from deeplake_loader.storage.traffic import Counters
 
@@ -32,10 +30,6 @@ _PART = 32 << 20
 """Bytes of a part of a large upload."""
 
 _MAX_WHOLE = 64 << 20
-_PART_ATTEMPTS = 5
-_MOST_FILESYSTEMS = 64
-_SAID_BY = ("AWS_", "GOOGLE_", "GCS", "AZURE_", "FSSPEC_")
-_S3 = ("s3", "s3a")
 _CHANGED = (409, 412)  # the object is not the one that was to be replaced
 _MODIFIED = ("LastModified", "mtime", "updated", "last_modified", "created", "timeModified")
 
@@ -54,7 +48,7 @@ class Remote:
         self.url, self.counters = shown(url), counters or Counters()
         self._full, self._options, self._policy = url, dict(options or {}), policy or Policy()
         self._scheme = split_scheme(url)[0]
-        self._lock, self._link = threading.Lock(), _NONE
+        self._lock, self._link = threading.Lock(), NO_LINK
 
     def __repr__(self) -> str:
         return f"<Remote {self.url}>"
@@ -64,7 +58,7 @@ class Remote:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _link=_NONE, counters=Counters())
+        self.__dict__.update(state, _lock=threading.Lock(), _link=NO_LINK, counters=Counters())
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -105,29 +99,42 @@ class Remote:
         return self.read_many(name, [(start, stop)])[0]
 
     def read_many(self, name: str, spans: Sequence[Span]) -> list[bytes]:
-        return list(self._run(lambda: self._gather(self._get(name, start, stop) for start, stop in spans)))
+        bodies = [bytearray() for _ in spans]
+        jobs = [(name, span, partial(_put, body)) for span, body in zip(spans, bodies, strict=True)]
+        self.read_each(jobs, _ignore)
+        return [bytes(body) for body in bodies]
 
-    def read_each(self, wanted: Sequence[tuple[str, Span]], take: Callable[[int, bytes], None]) -> None:
-        """Fetches ranges of several objects at the same time; each body goes to ``take`` with its number as it comes,
-        on the thread of the loop."""
+    def read_each(self, wanted: Sequence[tuple[str, Span, Take]], done: Callable[[int], None]) -> None:
+        """Fetches ranges of several objects at the same time: each is given, piece by piece, to what takes it, and its
+        number to ``done`` when it is whole, on the thread of the loop. After a failure pieces come from the start
+        again, and of a late answer and the second one at the same time."""
 
-        async def one(number: int, name: str, span: Span) -> None:
-            take(number, await self._get(name, *span))
+        async def one(number: int, name: str, span: Span, take: Take) -> None:
+            await self._get(name, *span, take)
+            done(number)
 
-        self._run(lambda: self._gather(one(i, name, span) for i, (name, span) in enumerate(wanted)))
+        self._run(lambda: self._gather(one(i, *job) for i, job in enumerate(wanted)), reading=True)
 
-    async def _get(self, name: str, start: int, stop: int) -> bytes:
+    async def _get(self, name: str, start: int, stop: int, take: Take) -> None:
         if start >= stop:
-            return b""
-        link, path = self._link.plain, self._path(name)
+            return
+        link, path = self._link, self._path(name)
 
-        async def get() -> bytes:
+        async def get() -> int:
+            if link.ranges is not None:
+                try:
+                    return await link.ranges.get(path.partition("/")[2], start, stop, take)
+                except UnusualError:
+                    link.ranges = None
+            await link.ready()
             if self._scheme in SIGNED:
-                return await web.read(link, path, start, stop, self._where(name))
-            return bytes(await link._cat_file(path, start=start, end=stop))
+                body = await web.read(link.plain, path, start, stop, self._where(name))
+            else:
+                body = bytes(await link.plain._cat_file(path, start=start, end=stop))
+            take(0, memoryview(body)[: stop - start])
+            return len(body)
 
-        body: bytes = await self._link.requests.get(get, stop - start, self._where(name))
-        return body
+        await link.requests.get(get, stop - start, self._where(name))
 
     @staticmethod
     async def _gather(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -174,7 +181,7 @@ class Remote:
         return data, str(tag or hashlib.sha256(data).hexdigest())
 
     def replace(self, name: str, data: bytes, tag: str | None) -> bool:
-        if tag is None or self._scheme not in _S3:
+        if tag is None or self._scheme not in S3:
             return self._replace_looking(name, data, tag)
         bucket, _, key = self._path(name).partition("/")
 
@@ -215,7 +222,7 @@ class Remote:
             size = os.path.getsize(path)
         except OSError as error:
             raise storage_error(error, "read", path) from error
-        if size <= _MAX_WHOLE or self._scheme not in _S3:
+        if size <= _MAX_WHOLE or self._scheme not in S3:
             with open(path, "rb") as file:
                 self.write(name, file.read())
             return
@@ -259,7 +266,7 @@ class Remote:
             self._run(lambda: self._gather(remove(name) for name in chosen))
 
     def abort_uploads(self, older_than_s: float) -> int:
-        if self._scheme not in _S3:
+        if self._scheme not in S3:
             return 0
         bucket, _, key = self._path("").partition("/")
 
@@ -288,23 +295,16 @@ class Remote:
         """Whether the storage itself refuses to write over what is there."""
         return self._scheme in BUCKETS
 
-    def _run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of a coroutine, run on the loop's thread."""
+    def _run(self, make: Callable[[], Coroutine[Any, Any, T]], *, reading: bool = False) -> T:
+        """The result of a coroutine, run on the loop's thread; ``reading``: one that gets ranges and nothing else."""
         link = self._connect()
+        direct = reading and link.ranges is not None
+        if not direct:
+            link.open()
 
         async def entered() -> T:
-            if link.ready is None:
-                link.requests = Requests(self._policy, self.counters)
-                link.ready = asyncio.ensure_future(_prepare(link))
-            try:
-                await asyncio.shield(link.ready)
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"storage_options= of {self.url} or the environment's settings are none that its filesystem takes "
-                    f"({type(error).__name__}); check their names and values"
-                ) from error
-            except Exception as error:
-                raise storage_error(error, "reach", self.url) from error
+            if not direct:
+                await link.ready()
             return await make()
 
         future = asyncio.run_coroutine_threadsafe(entered(), link.loop)
@@ -314,75 +314,23 @@ class Remote:
             future.cancel()
             raise
 
-    def _connect(self) -> _Link:
+    def _connect(self) -> Link:
         if self._link.pid != os.getpid():
             if self._link.pid:
                 self._lock = threading.Lock()  # the parent's may have been held at the fork
             with self._lock:
                 if self._link.pid != os.getpid():
-                    self._link = self._dial()
+                    self._link = Link(self._full, self._options, Requests(self._policy, self.counters))
         return self._link
 
-    def _dial(self) -> _Link:
-        try:
-            from fsspec import asyn
 
-            if self._scheme in _S3:
-                plain, base = _filesystem(self._full, _s3_options(self._options, attempts=1))
-                in_parts, _ = _filesystem(self._full, _s3_options(self._options, attempts=_PART_ATTEMPTS))
-                plain.retries = 1
-            else:
-                plain, base = _filesystem(self._full, self._options)
-                in_parts = plain
-            loop = asyn.get_loop()
-        except ImportError as error:
-            raise storage_error(error, "reach", self.url) from error
-        except Exception as error:
-            raise InputError(
-                f"{self.url!r} cannot be opened ({type(error).__name__}); check url and options"
-            ) from error
-        return _Link(os.getpid(), base, _coroutines(plain), _coroutines(in_parts), loop)
+def _put(body: bytearray, offset: int, piece: memoryview) -> None:
+    """A piece over what was there, or behind it: no more memory than what came."""
+    body[offset : offset + len(piece)] = piece
 
 
-_filesystems: OrderedDict[tuple[int, bytes], Any] = OrderedDict()
-
-
-def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """fsspec's filesystem and the path of the url there; the same one while host, options and environment are."""
-    from fsspec.core import url_to_fs
-
-    scheme, rest = split_scheme(url)
-    said = sorted(item for item in os.environ.items() if item[0].startswith(_SAID_BY))
-    facts = repr((scheme, rest.partition("/")[0], sorted(options.items()), said))
-    key = (os.getpid(), hashlib.sha256(facts.encode()).digest())
-    found = _filesystems.get(key)
-    if found is None:
-        own = {"skip_instance_cache": True} if scheme in _S3 else {}
-        found = _filesystems[key] = url_to_fs(url, **options, **own)[0]
-        if len(_filesystems) > _MOST_FILESYSTEMS:
-            _filesystems.popitem(last=False)
-    return found, str(found._strip_protocol(url)).rstrip("/")
-
-
-def _s3_options(options: Mapping[str, Any], *, attempts: int) -> dict[str, Any]:
-    given = dict(options)
-    own = {
-        "retries": {"mode": "standard", "total_max_attempts": attempts},
-        "max_pool_connections": 32,
-        "connect_timeout": 5,
-    }
-    given["config_kwargs"] = {**own, **given.get("config_kwargs", {})}
-    given.setdefault("use_listings_cache", False)
-    return given
-
-
-def _coroutines(filesystem: Any) -> Any:
-    """The filesystem, or one whose coroutines run it on threads."""
-    if getattr(filesystem, "async_impl", False):
-        return filesystem
-    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-
-    return AsyncFileSystemWrapper(filesystem)
+def _ignore(number: int) -> None:
+    """Nobody waits for a single one."""
 
 
 def _modified(info: Mapping[str, Any]) -> float:
@@ -394,23 +342,3 @@ def _modified(info: Mapping[str, Any]) -> float:
             return datetime.fromisoformat(found).timestamp()
         return 0.0
     return float(found)
-
-
-class _Link:
-    """What one process holds of a storage: fsspec's filesystems, its loop, and the requests' bookkeeping."""
-
-    __slots__ = ("base", "in_parts", "loop", "pid", "plain", "ready", "requests")
-
-    def __init__(self, pid: int, base: str, plain: Any, in_parts: Any, loop: Any) -> None:
-        self.pid, self.base, self.plain, self.in_parts, self.loop = pid, base, plain, in_parts, loop
-        self.requests: Any = None
-        self.ready: asyncio.Future[None] | None = None
-
-
-async def _prepare(link: _Link) -> None:
-    """Makes s3fs's client (0.2 s), so that no request looks late because it was the first."""
-    if hasattr(link.plain, "set_session"):
-        await link.plain.set_session()
-
-
-_NONE = _Link(0, "", None, None, None)

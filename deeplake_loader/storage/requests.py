@@ -62,22 +62,22 @@ class Requests:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._sent = self._hedged = 0
 
-    async def get(self, make: Callable[[], Awaitable[bytes]], size: int | None, where: str) -> bytes:
-        """The body of a GET of ``size`` bytes (None: any), which arrived whole.
+    async def get(self, make: Callable[[], Awaitable[int]], size: int, where: str) -> int:
+        """Sends a GET of ``size`` bytes, which ``make`` has taken and counts; gives their number.
 
         Raises:
             NotFoundError: there is no such object. StoreError: every attempt failed.
         """
 
-        async def attempt() -> bytes:
-            body = await self._race(make, size or 1 << 20)
-            if size is not None and len(body) != size:
-                raise _ShortError(len(body), size)
-            self.counters.add(bytes_read=len(body))
-            return body
+        async def attempt() -> int:
+            found = await self._race(make, size)
+            if found != size:
+                raise _ShortError(found, size)
+            self.counters.add(bytes_read=size)
+            return size
 
         async with self._gate:
-            return await self._retry(attempt, "read", where, size or 0)
+            return await self._retry(attempt, "read", where, size)
 
     async def send(self, kind: str, make: Callable[[], Awaitable[T]], doing: str, where: str, size: int = 0) -> T:
         """The result of any other request; ``kind`` is the counter's name."""
@@ -102,7 +102,7 @@ class Requests:
             await asyncio.sleep(policy.backoff_s * 2.0**number * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _race(self, make: Callable[[], Awaitable[bytes]], size: int) -> bytes:
+    async def _race(self, make: Callable[[], Awaitable[int]], size: int) -> int:
         """The first answer of a request, and of a second one where the first is late."""
         self.counters.add(gets=1)
         self._sent += 1
@@ -114,13 +114,13 @@ class Requests:
                 self._hedged += 1
                 self.counters.add(gets=1, hedges=1)
                 tasks.add(asyncio.ensure_future(make()))
-            body = await _first_good(tasks)
+            found = await _first_good(tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._recent.append((time.monotonic() - begun) / (size + (1 << 20)))
-        return body
+        return found
 
     def _late_after(self, size: int) -> float:
         """Seconds after which a request of that size is a straggler."""
@@ -131,7 +131,7 @@ class Requests:
         return max(floor, 1.5 * slow * (size + (1 << 20)))
 
 
-async def _first_good(tasks: Iterable[asyncio.Future[bytes]]) -> bytes:
+async def _first_good(tasks: Iterable[asyncio.Future[int]]) -> int:
     """The first result; an error only when no task is left."""
     waiting = set(tasks)
     while True:
