@@ -297,6 +297,13 @@ def test_metadata_names_files_that_are_there_and_files_that_are_not(db: deeplake
     assert [s.member for s in report.skipped] == ["lost.jpg"]
 
 
+def test_metadata_that_names_no_file_is_listed(db: deeplake.Database, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "img").mkdir(parents=True)
+    (tmp_path / "photos" / "img" / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "photos" / "metadata.jsonl").write_text('{"img_file_name": "img/a.jpg", "text": "lost"}\n')
+    assert db.ingest("photos", tmp_path / "photos").unused == {".jsonl": 1}
+
+
 def test_settings_in_png_texts_are_columns(db: deeplake.Database, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()

@@ -156,3 +156,14 @@ def test_a_file_that_a_dataset_names_elsewhere_is_refused(db: deeplake.Database,
 def test_a_class_without_a_name_is_refused(db: deeplake.Database, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="class 2, and 2 classes have names"):
         db.ingest("d", dataset(tmp_path / "dataset", [{"image": None, "label": 2}]))
+
+
+def test_references_of_an_export_are_refused_where_bytes_are_expected(db: deeplake.Database, tmp_path: Path) -> None:
+    db.execute("CREATE TABLE photos (id BIGINT PRIMARY KEY, image IMAGE)")
+    db.execute("CREATE TABLE again (id BIGINT PRIMARY KEY, image IMAGE)")
+    db.insert("photos", [{"image": jpeg(1)}])
+    db.optimize()
+    db.export("photos", to=tmp_path / "out", format="parquet", blobs="reference")
+    with pytest.raises(InputError, match=r"\(url, offset, length, key\) where bytes or a file are expected.*inline"):
+        db.ingest("again", tmp_path / "out" / "*.parquet")
+    assert db.execute("SELECT count(*) FROM again").scalar() == 0

@@ -138,6 +138,12 @@ def _values(column: Any, kind: ColumnType, folder: str) -> Sequence[Any]:
     import pyarrow.types as is_
 
     if is_.is_struct(column.type) and kind.is_blob:
+        names = [field.name for field in column.type]
+        if not {"bytes", "path"} & set(names):
+            raise InputError(
+                f"a row holds ({', '.join(names)}) where bytes or a file are expected; references of an export are no "
+                "bytes: export again with blobs='inline'"
+            )
         return [_file(v, folder) for v in column.to_pylist()]
     values: list[Any] = column.to_pylist()
     if kind.name == "VECTOR" and values and None not in values:

@@ -40,8 +40,8 @@ class Folder:
     """A folder's media files by relative path.
 
     Fields: ``facts``, what the tables in it say of a file; ``lost``, files that only a table names; ``others``, files
-    that are neither media nor belong to one; ``labelled``, whether the first folder of a path is its label;
-    ``unnamed``, files whose names are no UTF-8, as they can be shown.
+    that are neither media nor belong to one, and tables that name no file; ``labelled``, whether the first folder of a
+    path is its label; ``unnamed``, files whose names are no UTF-8, as they can be shown.
     """
 
     path: str
@@ -63,15 +63,17 @@ def look(source: Source) -> Folder:
     unnamed = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found if not is_text(name))
     files = tuple(name for name in every if media_type(name))
     facts: dict[str, Mapping[str, Any]] = {}
+    tables = set()
     for name in every:
         column = _TABLES.get(os.path.basename(name).lower())
-        if column is not None:
-            facts |= _facts(source, path, name, column)
+        if column is not None and (told := _facts(source, path, name, column)):
+            facts |= told
+            tables.add(name)
     lost = tuple(sorted(facts.keys() - set(files)))
     labelled = all("/" in name for name in files) and not facts
     stems = {name.rpartition(".")[0] for name in files}
     others = tuple(
-        name for name in every if not media_type(name) and os.path.basename(name).lower() not in _TABLES
+        name for name in every if not media_type(name) and name not in tables
         and not (name.endswith(".txt") and name.rpartition(".")[0] in stems)
     )  # fmt: skip
     return Folder(path, files, facts, lost, others, labelled, unnamed)
