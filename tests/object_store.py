@@ -37,6 +37,12 @@ class Request:
         return self.method == "GET" and "?" not in self.path
 
 
+def first_get(fault: str) -> Fault:
+    """That fault for the first request of an object's bytes alone, also where two come at once."""
+    left = iter([fault])
+    return lambda number, request: next(left, None) if request.is_get else None
+
+
 @dataclass
 class Proxy:
     """``log`` of all requests, ``fault`` for the next ones, ``latency_s`` of every answer."""

@@ -14,7 +14,7 @@ def test_jobs_run_in_order_and_never_two_at_once() -> None:
     behind, done, gates = Behind(), [], [threading.Event() for _ in range(3)]
 
     def job(i: int) -> None:
-        gates[i].wait(5)
+        gates[i].wait(60)
         done.append(i)
 
     behind.run(lambda: job(0))
@@ -42,11 +42,15 @@ def test_an_error_is_raised_until_it_is_forgotten_and_nothing_runs_meanwhile() -
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_its_parents_thread() -> None:
     behind, gate = Behind(), threading.Event()
-    behind.run(lambda: gate.wait(10))
+    behind.run(lambda: gate.wait(60))
     child = os.fork()
     if not child:
-        behind.forget()
-        os._exit(7)
+        code = 1
+        try:
+            behind.forget()
+            code = 7
+        finally:
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     gate.set()
     behind.wait()

@@ -151,7 +151,7 @@ def test_a_reader_killed_while_filling_leaves_a_cache_that_reads_right(proxy: Pr
 
 def test_a_cache_smaller_than_an_object_reads_past_itself_and_keeps_its_limit(tmp_path: Path) -> None:
     limit = 4 << 20
-    mirror = mirror_of(tmp_path, max_bytes=limit)
+    mirror = mirror_of(tmp_path, max_bytes=limit, fresh_s=3_600.0)
     rng = np.random.default_rng(1)
     total = 0
     for start in rng.integers(0, len(BODY) - 20_000, 400).tolist():

@@ -300,7 +300,7 @@ def test_a_second_writer_waits_and_then_gets_a_typed_error(catalog: Catalog, tmp
         started = time.monotonic()
         with pytest.raises(LockedError, match="timeout_s"), other.transaction():
             pass
-        assert 0.05 < time.monotonic() - started < 5
+        assert 0.05 < time.monotonic() - started < 25  # not the 30 s of a handle that was told nothing
         assert names(other) == []  # readers never wait
     with other.transaction():
         add(other, "b")
@@ -635,14 +635,14 @@ def test_plans_of_a_rolled_back_schema_are_forgotten(catalog: Catalog) -> None:
 
 
 def test_keeping_a_plan_waits_for_nobody_and_never_fails(catalog: Catalog, tmp_path: Path) -> None:
-    other = SqliteCatalog.open(tmp_path / "store", timeout_s=20)
+    other = SqliteCatalog.open(tmp_path / "store", timeout_s=60)
     with catalog.transaction():
         add(catalog, "a")
         started = time.monotonic()
         other.put_plan("SELECT 1", "{}")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 50  # far less than the handle's patience, far more than a busy machine's
     assert other.plan("SELECT 1") == "{}" and catalog.plan("SELECT 1") is None
-    assert other.fetchone("PRAGMA busy_timeout") == (20_000,)
+    assert other.fetchone("PRAGMA busy_timeout") == (60_000,)
     other.close()
 
 

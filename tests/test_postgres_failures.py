@@ -220,9 +220,9 @@ def test_a_connection_lost_in_a_transaction_keeps_nothing_of_it(
 
 
 def test_a_statement_that_takes_too_long_is_a_typed_error(catalog: PostgresCatalog, place: Place) -> None:
-    catalog.execute("SET statement_timeout = 50")
-    with pytest.raises(StoreError, match="in time"):
-        catalog.fetchall("SELECT pg_sleep(20)")
+    with pytest.raises(StoreError, match="in time"), catalog.transaction():
+        catalog.execute("SET LOCAL statement_timeout = 50")  # and no later statement's, on a machine that pauses
+        catalog.fetchall("SELECT pg_sleep(60)")
     assert catalog.fetchone("SELECT 1") == (1,)
 
 
@@ -242,6 +242,17 @@ def test_a_lock_that_is_not_given_back_is_a_typed_error(catalog: PostgresCatalog
             catalog.execute("INSERT INTO t VALUES (?)", (1,))
 
 
+def wait_until_waiting(place: Place) -> None:
+    """Returns once a session waits for a lock in that database."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(place.url, autocommit=True) as plain:
+        for _ in range(6_000):
+            if plain.execute(waiting).fetchone():
+                return
+            threading.Event().wait(0.01)
+    raise AssertionError("nobody waits for a lock")
+
+
 def test_a_deadlock_is_run_again(catalog: PostgresCatalog, place: Place) -> None:
     with catalog.transaction():
         catalog.execute("INSERT INTO t VALUES (1), (2)")
@@ -253,17 +264,16 @@ def test_a_deadlock_is_run_again(catalog: PostgresCatalog, place: Place) -> None
             catalog.execute("UPDATE t SET a = a WHERE a = 1")
             if len(attempts) == 1:
                 ready.set()
-                other_has_two.wait(10)
+                wait_until_waiting(place)
             return catalog.execute("UPDATE t SET a = a WHERE a = 2").rowcount
 
-    ready, other_has_two = threading.Event(), threading.Event()
+    ready = threading.Event()
 
     def other() -> None:
         with psycopg.connect(place.url) as plain:
-            plain.execute("SET deadlock_timeout = '10s'")  # the other side finds the deadlock, and is its victim
+            plain.execute("SET deadlock_timeout = '100s'")  # the other side finds the deadlock, and is its victim
             plain.execute("UPDATE t SET a = a WHERE a = 2")
-            ready.wait(10)
-            other_has_two.set()
+            ready.wait(60)
             plain.execute("UPDATE t SET a = a WHERE a = 1")
 
     catalog.execute("SET deadlock_timeout = '100ms'")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stream_store import ROWS, Store
+from stream_store import ROWS, Clock, Store, wait_until
 
 import deeplake_loader as deeplake
 from deeplake_loader import kernels
@@ -167,20 +167,24 @@ def test_a_step_that_is_read_first_waits_for_its_turn() -> None:
     pipeline.close()
 
 
-def test_one_reader_that_hangs_stalls_its_own_step_and_the_others_end() -> None:
-    go = threading.Event()
+def test_one_reader_that_hangs_stalls_its_own_step_and_the_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, hangs, go = Clock(monkeypatch), threading.Event(), threading.Event()
 
     def read(step: int) -> Done:
         if step == 1:
-            go.wait(20)
+            hangs.set()
+            go.wait(60)
         return Done(step)
 
     pipeline = piped(read, timeout_s=0.2)
-    assert next(pipeline) == 0
+    assert next(pipeline) == 0 and hangs.wait(60)
+    clock.pace_s = 1.0
     with pytest.raises(StalledError, match=r"being read: 1\b"):
         next(pipeline)
+    clock.pace_s = 0.0
     go.set()
     pipeline.close()
+    wait_until(lambda: readers() == 0, "the readers end")
 
 
 def test_no_more_than_what_was_asked_for_is_read_ahead() -> None:
