@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
@@ -348,6 +349,17 @@ def test_columns_that_some_files_lack_or_have_otherwise_are_joined(db: deeplake.
         ["a", 7.0, None], ["b\nc", 7.5, "x"], ["d", 1.0, None],
     ]  # fmt: skip
     assert [(Path(s.source).name, s.member) for s in report.skipped] == [("more.jsonl", "line 3")]
+
+
+def test_truth_and_times_of_a_csv_keep_their_types(db: deeplake.Database, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("kept,day,made\ntrue,2026-01-02,2026-01-02 03:04:05\nfalse,,\n,2026-02-03,\n")
+    db.ingest("inferred", tmp_path / "a.csv")
+    db.execute("CREATE TABLE given (id BIGINT PRIMARY KEY, kept BOOLEAN, day DATE, made TIMESTAMP)")
+    db.ingest("given", tmp_path / "a.csv")
+    made = dt.datetime(2026, 1, 2, 3, 4, 5)
+    rows = [(True, dt.date(2026, 1, 2), made), (False, None, None), (None, dt.date(2026, 2, 3), None)]
+    for table in ("inferred", "given"):
+        assert list(map(tuple, db.execute(f"SELECT kept, day, made FROM {table} ORDER BY id"))) == rows
 
 
 def test_rows_of_another_width_are_listed_by_their_number(db: deeplake.Database, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class TableReading(Whole):
             delimiter=delimiter, quote_char=False if tabs else '"',  # TSV has no quotes
             newlines_in_values=not tabs, invalid_row_handler=wrong,
         )  # fmt: skip
-        types = {n: getattr(pa, _ARROW[t.name])() for n, t in (wanted or {}).items() if t.name in _ARROW and n}
+        types = {n: pa.type_for_alias(_ARROW[t.name]) for n, t in (wanted or {}).items() if t.name in _ARROW and n}
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False)
         # one thread: else the numbers of wrong rows are not known
         for batch in csv.open_csv(path, csv.ReadOptions(block_size=_BLOCK, use_threads=False), parse, convert):
