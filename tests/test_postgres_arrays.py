@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Server, Store
+from conftest import Server, Store, SystemServer
 
 import deeplake_loader as deeplake
 from deeplake_loader.errors import DimensionError, StoreError, UnsupportedSQLError
@@ -32,13 +32,28 @@ SCORES = {
 }
 
 
+@pytest.fixture(params=["not added", "not there"])
+def pgvector(request: pytest.FixtureRequest) -> str:
+    """Why a database has no pgvector: nobody added it, or the server has none to add."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
-def place(postgres_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def place(
+    pgvector: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
     """The place of a store in a database without pgvector."""
-    monkeypatch.setattr(bookkeeping, "_add_vectors", lambda _: None)
-    name = postgres_server.database("template1")
-    yield Store("postgres", postgres_server.url(name), tmp_path / "store")
-    postgres_server.drop(name)
+    monkeypatch.setattr(bookkeeping, "_add_vectors", lambda _: None)  # for a system that has it after all
+    server: Server | SystemServer
+    if pgvector == "not added":
+        server = request.getfixturevalue("postgres_server")
+        name = server.database("template1")
+    else:
+        server = request.getfixturevalue("system_server")
+        name = server.database()
+    yield Store("postgres", server.url(name), tmp_path / "store")
+    server.drop(name)
 
 
 @pytest.fixture
@@ -220,6 +235,7 @@ def test_what_only_pgvector_has_is_refused_by_its_name(filled: deeplake.Database
     assert filled.execute("SELECT count(*) FROM t").scalar() == N
 
 
+@pytest.mark.parametrize("pgvector", ["not added"])
 def test_a_store_that_gets_pgvector_later_has_columns_of_both_kinds(
     filled: deeplake.Database, other: Any, rows: np.ndarray, place: Store
 ) -> None:
