@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from fractions import Fraction
 from itertools import pairwise
@@ -276,5 +277,31 @@ def test_frames_left_out_of_decoding_change_no_other(tmp_path):
     with av.open(str(path)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for wanted in [(i,) for i in range(0, 50, 3)] + [tuple(range(3, 50, 7)), tuple(range(50))]:
+        out = cpu.decode(item.data, item.info, Video(frame_indices=wanted, layout="THWC"))
+        assert all(np.array_equal(a, expected[i]) for a, i in zip(out, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "b_frames", "has_table"),
+    [("avi", "libx264", 3, False), ("avi", "mpeg4", 2, False), ("avi", "mpeg2video", 2, False),
+     ("avi", "mpeg4", 0, True), ("avi", "libx264", 0, True), ("matroska", "mpeg4", 2, True),
+     ("flv", "libx264", 3, True), ("mpegts", "mpeg2video", 2, True), ("mpeg", "mpeg2video", 2, True)],
+)  # fmt: skip
+def test_frames_are_numbered_as_they_are_shown_in_every_container(container, codec, b_frames, has_table):
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=25, options={"bf": str(b_frames), "g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(30):
+            pixels = np.zeros((48, 64, 3), np.uint8)
+            pixels[:, :, 0], pixels[:, i * 2 : i * 2 + 4] = i * 8, 255
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
+    with av.open(io.BytesIO(file.getvalue())) as source:
+        source.streams.video[0].codec_context.thread_count = 1
+        expected = [frame.to_ndarray(format="rgb24", threads=1) for frame in source.decode(video=0)]
+    item = encode(ColumnType("VIDEO"), file.getvalue(), where="x")
+    assert (item.info.num_frames, item.info.gops is not None) == (len(expected), has_table)
+    for wanted in (tuple(range(len(expected))), tuple(range(1, 30, 4)), (17,), (28, 2, 3)):
         out = cpu.decode(item.data, item.info, Video(frame_indices=wanted, layout="THWC"))
         assert all(np.array_equal(a, expected[i]) for a, i in zip(out, wanted, strict=True))

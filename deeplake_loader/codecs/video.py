@@ -38,7 +38,8 @@ _PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE: every packet is a frame, none
 class Packets:
     """The frames of a stream before decoding: how many, which are key frames, the length in seconds and the declared
     frames per second (None where unknown), and where each lies (None where presentation times are missing or
-    repeated)."""
+    repeated, and in AVI files whose frames lie in another order than they are shown in: AVI holds no such times, and
+    FFmpeg's guesses are wrong for H.264 and for packed MPEG-4)."""
 
     count: int
     keyframes: tuple[int, ...]
@@ -105,10 +106,11 @@ def scan_packets(data: Source, stream: int = 0) -> Packets:
         base, declared, context = chosen.time_base, chosen.duration, chosen.codec_context
         rate = chosen.average_rate
         seekable, skippable = _is_seekable(context), _is_skippable(context)
+        guessed = container.format.name == "avi" and context.has_b_frames
     shown = [p for p in found if p.is_shown]
     if not shown:
         raise BadMedia("the video stream holds no frames")
-    if any(p.pts is None for p in shown) or len({p.pts for p in shown}) < len(shown):
+    if guessed or not _are_times(shown):
         keys = tuple(i for i, p in enumerate(shown) if p.is_keyframe)
         return Packets(len(shown), keys, float(declared * base) if declared and base else None, rate, None)
     shown.sort(key=lambda p: p.pts or 0)
@@ -126,6 +128,11 @@ def _packets(container: Any, stream: Any) -> Iterator[_Packet]:
             yield _Packet(
                 packet.pts, packet.duration or 0, position, packet.size, packet.is_keyframe, not packet.is_discard
             )
+
+
+def _are_times(shown: Sequence[_Packet]) -> bool:
+    """Whether every frame has a presentation time of its own."""
+    return all(p.pts is not None for p in shown) and len({p.pts for p in shown}) == len(shown)
 
 
 def _is_seekable(context: Any) -> bool:
