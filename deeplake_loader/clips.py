@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deeplake_loader.errors import DecodeError, InputError
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Blob
+from deeplake_loader.sql.reader import condition
 from deeplake_loader.transcoding import BAD, BadRow, JobResult, Store, find_column
 from deeplake_loader.types import Table, quote_identifier, quote_identifiers
 
@@ -44,18 +45,21 @@ def make_clips(
 ) -> JobResult:
     """See `Database.clips`."""
     _check(seconds, shots)
-    definition, column = find_column(db, table, column, "VIDEO")
+    (definition, column), chosen = find_column(db, table, column, "VIDEO"), condition(where)
     keys = {key: f"source_{key}" for key in definition.primary_key}
-    if into.lower() not in {name.lower() for name in db.tables()}:
+    held = next((t for name, t in db.tables().items() if name.lower() == into.lower()), None)
+    if held is None:
         db.execute(_create(definition, column, into, keys))
+    elif missing := [c for c in (*keys.values(), column, "clip_start", "clip_end") if held.column(c) is None]:
+        raise InputError(f"the table {into!r} is there and has no column {missing[0]!r}; clips take one of their own")
     same = " AND ".join(
         f"c.{quote_identifier(source)} = {quote_identifier(definition.name)}.{quote_identifier(key)}"
         for key, source in keys.items()
     )
     rows = db.execute(
         f"SELECT {quote_identifiers((*keys, column))} FROM {quote_identifier(definition.name)} "
-        f"WHERE {quote_identifier(column)} IS NOT NULL AND NOT EXISTS "
-        f"(SELECT 1 FROM {quote_identifier(into)} AS c WHERE {same}){f' AND ({where})' if where else ''} "
+        f"WHERE {chosen}{quote_identifier(column)} IS NOT NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM {quote_identifier(into)} AS c WHERE {same}) "
         f"ORDER BY {quote_identifiers(tuple(keys))}",
         dict(params or {}) or None,
     )

@@ -18,6 +18,7 @@ from deeplake_loader import kernels
 from deeplake_loader.errors import CorruptionError, DecodeError, InputError, MediaError, NotFoundError, StoreError
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Blob, RowSet
+from deeplake_loader.sql.reader import condition
 from deeplake_loader.types import ColumnType, Table, quote_identifier, quote_identifiers
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def transcode(
     progress: bool,
 ) -> JobResult:
     """See `Database.transcode`."""
-    definition, column = find_column(db, table, column, "VIDEO")
+    (definition, column), chosen = find_column(db, table, column, "VIDEO"), condition(where)
+    if into.lower() == column.lower():
+        raise InputError(f"into={into!r} is the column itself; name another one, which is added where it is missing")
     if definition.column(into) is None:
         db.execute(f"ALTER TABLE {quote_identifier(definition.name)} ADD COLUMN {quote_identifier(into)} {recipe.type}")
         definition = db.tables()[definition.name]
@@ -97,8 +100,8 @@ def transcode(
     keys = definition.primary_key
     rows = db.execute(
         f"SELECT {quote_identifiers((*keys, column))} FROM {quote_identifier(definition.name)} "
-        f"WHERE {quote_identifier(column)} IS NOT NULL AND {quote_identifier(into)} IS NULL"
-        f"{f' AND ({where})' if where else ''} ORDER BY {quote_identifiers(keys)}",
+        f"WHERE {chosen}{quote_identifier(column)} IS NOT NULL AND {quote_identifier(into)} IS NULL "
+        f"ORDER BY {quote_identifiers(keys)}",
         dict(params or {}) or None,
     )
     matched = " AND ".join(f"{quote_identifier(key)} = ?" for key in keys)

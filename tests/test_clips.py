@@ -272,6 +272,22 @@ def test_a_bad_row_is_told_and_the_others_are_done(db):
     assert "y" not in [c.name for c in db.tables()["films"].columns]
 
 
+def test_the_condition_of_a_job_is_one_and_may_end_in_a_comment(db):
+    for job in (db.transcode, db.clips):
+        with pytest.raises(InputError, match="closes a parenthesis"):
+            job("films", "film", into="more", where="id = 1) OR (1 = 1")
+    assert "more" not in db.tables() and db.tables()["films"].column("more") is None
+    assert db.transcode("films", "film", into="more", where="id = 1 -- the first", progress=False).rows == 1
+    assert db.clips("films", "film", into="parts", seconds=1, where="id = 1 -- the first").rows == 2
+
+
+def test_jobs_write_into_a_place_of_their_own(db):
+    with pytest.raises(InputError, match="into='Film' is the column itself"):
+        db.transcode("films", "film", into="Film", progress=False)
+    with pytest.raises(InputError, match="'films' is there and has no column 'source_id'"):
+        db.clips("films", "film", into="films", seconds=1)
+
+
 @given(st.floats(0.05, 500), st.floats(0.1, 60))
 def test_even_spans_cover_a_clip_without_gaps(length, seconds):
     spans = list(even_spans(length, seconds))

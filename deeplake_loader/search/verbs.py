@@ -14,6 +14,7 @@ from deeplake_loader.progress import progress_bar
 from deeplake_loader.rows import Row, packed
 from deeplake_loader.search.results import SearchResult
 from deeplake_loader.search.statements import Answer, Lists
+from deeplake_loader.sql.reader import condition
 from deeplake_loader.types import ColumnType, Table, quote_identifier
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class SearchVerbs:
         held, name = self._searched(table, column)
         score = f"{function}({name}, :_dl_query)"
         sql = (
-            f"SELECT *, {score} AS score FROM {held} WHERE {_condition(where)}{name} IS NOT NULL "
+            f"SELECT *, {score} AS score FROM {held} WHERE {condition(where)}{name} IS NOT NULL "
             f"ORDER BY {score} {order} LIMIT :_dl_k"
         )
         lists = self._lists(table, column, metric, exact, nprobe, recall)
@@ -134,7 +135,7 @@ class SearchVerbs:
             plan = self._plan(sql)
             answers = self._answers(plan, given, sql, device, lists) if given else []
             if plan.fast is None and given and self._catalog.dialect == "postgres":
-                counted = f"SELECT count(*) FROM {held} WHERE {_condition(where)}{name} IS NOT NULL"
+                counted = f"SELECT count(*) FROM {held} WHERE {condition(where)}{name} IS NOT NULL"
                 examined = int(self.execute(counted, _named(params)).scalar())
                 answers = [replace(answer, examined=examined) for answer in answers]
         found = [self._result(plan, column, answer) for answer in answers]
@@ -267,7 +268,7 @@ class SearchVerbs:
             raise InputError(f"threshold={threshold!r}: expected a number")
         (held, name), keys = self._searched(table, column), self._table(table).primary_key
         listed = ", ".join((*map(quote_identifier, keys), name))
-        sql = f"SELECT {listed} FROM {held} WHERE {_condition(where)}{name} IS NOT NULL"
+        sql = f"SELECT {listed} FROM {held} WHERE {condition(where)}{name} IS NOT NULL"
         rows = self.execute(sql, _named(params))
         addresses, read = self._compared(rows, len(keys))
         named = [row[0] if len(keys) == 1 else tuple(row[:-1]) for row in rows]
@@ -307,22 +308,6 @@ def _named(params: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(params or {}, Mapping):
         raise InputError(f"params is a {type(params).__name__}; write :name in where= and give a dict of the names")
     return dict(params or {})
-
-
-def _condition(where: str | None) -> str:
-    """The condition as the first part of a WHERE, on lines of its own, so that a comment ends with it."""
-    if where is None or where == "":
-        return ""
-    from deeplake_loader.sql.reader import read
-
-    if not isinstance(where, str):
-        raise InputError(f"where={where!r}: expected the text of an SQL condition")
-    depth = 0
-    for token in read(where).tokens if ")" in where else ():
-        depth += (token.kind == "operator") * ((token.text == "(") - (token.text == ")"))
-        if depth < 0:
-            raise InputError(f"where={where!r} closes a parenthesis that it does not open; give one condition")
-    return f"({where}\n) AND "
 
 
 def _depth(q: Any) -> int:

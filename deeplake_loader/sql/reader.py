@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NoReturn
 
-from deeplake_loader.errors import SQLError, UnsupportedSQLError
+from deeplake_loader.errors import InputError, SQLError, UnsupportedSQLError
 from deeplake_loader.sql.plan import Style
 
 MAX_STATEMENT = 64 << 20
@@ -100,6 +100,26 @@ def read(sql: str, *, native: bool = False) -> Reading:
         tokens = [_unescaped_percent(token) for token in tokens]
     style, parameters = _style(sql, tokens)
     return Reading(sql, tuple(tokens), style, parameters, scanner.percent)
+
+
+def condition(where: str | None) -> str:
+    """A caller's condition as the first part of a WHERE, on lines of its own, so that a comment ends with it.
+
+    Raises InputError for what is none, or more than one.
+
+    >>> condition("steps > 20 -- long ones") + "prompt IS NOT NULL"
+    '(steps > 20 -- long ones\\n) AND prompt IS NOT NULL'
+    """
+    if where is None or where == "":
+        return ""
+    if not isinstance(where, str):
+        raise InputError(f"where={where!r}: expected the text of an SQL condition")
+    depth = 0
+    for token in read(where).tokens if ")" in where else ():
+        depth += (token.kind == "operator") * ((token.text == "(") - (token.text == ")"))
+        if depth < 0:
+            raise InputError(f"where={where!r} closes a parenthesis that it does not open; give one condition")
+    return f"({where}\n) AND "
 
 
 class _Scanner:
