@@ -10,9 +10,11 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -349,6 +351,19 @@ def test_columns_that_some_files_lack_or_have_otherwise_are_joined(db: deeplake.
         ["a", 7.0, None], ["b\nc", 7.5, "x"], ["d", 1.0, None],
     ]  # fmt: skip
     assert [(Path(s.source).name, s.member) for s in report.skipped] == [("more.jsonl", "line 3")]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_numbers_in_one_file_and_words_in_another_are_joined_and_told(
+    db: deeplake.Database, tmp_path: Path, form: str
+) -> None:
+    columns: list[dict[str, list[Any]]] = [{"a": [1, 2]}, {"a": [2.5, 3.5]}, {"a": ["many", "007"]}]
+    for n, values in enumerate(columns):
+        write = pa.csv.write_csv if form == "csv" else pq.write_table
+        write(pa.table(values), tmp_path / f"{n}.{form}")
+    report = db.ingest("drift", str(tmp_path / f"*.{form}"))
+    assert [row.a for row in db.execute("SELECT a FROM drift ORDER BY id")] == [1, 2, 2.5, 3.5, "many", "007"]
+    assert "a: DOUBLE in some samples, TEXT in others; JSON" in str(report)
 
 
 def test_truth_and_times_of_a_csv_keep_their_types(db: deeplake.Database, tmp_path: Path) -> None:

@@ -154,4 +154,15 @@ def _values(column: Any, kind: ColumnType, folder: str) -> Sequence[Any]:
             return matrix
     if kind.name == "TEXT" and not all(v is None or isinstance(v, str) for v in values):
         return [v if v is None or isinstance(v, str) else str(v) for v in values]
+    if kind.name == "JSON":
+        return [_document(v) if isinstance(v, str) else v for v in values]
     return values
+
+
+def _document(text: str) -> str:
+    """A text as JSON: of a column that holds numbers in one file and words in another, a word is a JSON string."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return text if text.lstrip()[:1] in ("{", "[", '"') else json.dumps(text, ensure_ascii=False)
+    return text

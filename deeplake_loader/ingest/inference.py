@@ -139,11 +139,15 @@ def propose(
         InputError: no sample, a column of ``columns`` or the key that no sample has.
     """
     seen: dict[str, ColumnType | None] = {}
+    mixed: dict[str, str] = {}
     count = 0
     for sample in samples:
         count += 1
         for field, kind in sample.items():
-            seen[field] = unify(seen.get(field), kind)
+            before = seen.get(field)
+            seen[field] = unify(before, kind)
+            if seen[field] == _JSON and before not in (None, _JSON):
+                mixed[field] = f"{before} in some samples, {kind} in others"
     if not count:
         raise InputError("nothing was found that a table could be made of; name sources that hold samples")
     notes: list[str] = []
@@ -153,6 +157,7 @@ def propose(
         for name, field in wanted.items()
     )
     notes += [f"{c.column.name}: no value was seen; TEXT" for c in choices if c.field and seen[c.field] is None]
+    notes += [f"{c.column.name}: {mixed[c.field]}; JSON" for c in choices if c.field in mixed]
     names = {c.column.name.lower() for c in choices}
     if key is None:
         key = next(name for name in ("id", "row_id", "sample_id", "_row_id") if name not in names)
