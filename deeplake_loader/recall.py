@@ -144,7 +144,8 @@ def _addresses(db: Store, table: str, column: str) -> Array:
     if rows.decoded:
         raise InputError(
             "recall is measured of a store's own vector indexes, and a store in PostgreSQL has none: its searches are "
-            "exact, and HNSW is used by the operators alone"
+            "exact, and HNSW is used by the operators alone; to judge an HNSW index, compare the rows of "
+            f"ORDER BY {column} <=> :query LIMIT :k with those of db.search"
         )
     if not len(rows):
         raise NotFoundError(f"column {column!r} of {table!r} holds no vector")

@@ -73,6 +73,20 @@ def filled(db: deeplake.Database, rows: np.ndarray) -> deeplake.Database:
 
 
 @pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of a matrix each search looked at."""
+    found: list[int] = []
+    plain = search.PostgresStatements._winners
+
+    def winners(self: Any, fast: Any, chosen: Any, *rest: Any) -> Any:
+        found.append(chosen.candidates.count)
+        return plain(self, fast, chosen, *rest)
+
+    monkeypatch.setattr(search.PostgresStatements, "_winners", winners)
+    return found
+
+
+@pytest.fixture
 def other(place: Store) -> Iterator[Any]:
     """Another tool on the same database."""
     with psycopg.connect(place.url, autocommit=True) as connection:
@@ -148,17 +162,9 @@ def test_scores_are_those_of_numpy(filled: deeplake.Database, rows: np.ndarray, 
 
 @pytest.mark.parametrize("column", ["v", "h"])
 def test_searches_are_exact_with_and_without_a_matrix(
-    filled: deeplake.Database, rows: np.ndarray, column: str, monkeypatch: pytest.MonkeyPatch
+    filled: deeplake.Database, rows: np.ndarray, column: str, monkeypatch: pytest.MonkeyPatch, scans: list[int]
 ) -> None:
     monkeypatch.setattr(matrices, "WORTH", 10)
-    looked: list[int] = []
-    plain = search.PostgresStatements._winners
-
-    def winners(self: Any, fast: Any, chosen: Any, *rest: Any) -> Any:
-        looked.append(chosen.candidates.count)
-        return plain(self, fast, chosen, *rest)
-
-    monkeypatch.setattr(search.PostgresStatements, "_winners", winners)
     held = rows.astype("f2" if column == "h" else "f4").astype("f8")
     for _ in range(2):
         for query in rows[3:5] + 0.1:
@@ -170,10 +176,22 @@ def test_searches_are_exact_with_and_without_a_matrix(
         assert [found[0].id for found in pair] == [3, 4]  # type: ignore[union-attr]
         assert 3 not in [row.id for row in filled.similar("t", column, 3, k=2)]
         filled.optimize()
-    assert looked.count(N) >= 3
+    assert scans.count(N) >= 3
     filled.execute(f"UPDATE t SET {column} = %s WHERE id = 9", [rows[20] * 2])
     assert sorted(row.id for row in filled.search("t", column, rows[20], k=2)) == [9, 20]
     assert [sorted(group) for group in filled.near_duplicates("t", column, 0.999).groups()] == [[9, 20]]
+
+
+@pytest.mark.parametrize("pgvector", ["not added"])
+def test_a_matrix_is_worth_it_for_fewer_rows_than_with_pgvector(db: deeplake.Database, scans: list[int]) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR(3))")
+    data = np.random.default_rng(2).normal(size=(matrices.WORTH // matrices.ARRAYS_WORTH, 3)).astype("f4")
+    db.insert("t", {"id": np.arange(len(data) - 1), "v": data[:-1]})
+    db.optimize()
+    assert db.search("t", "v", data[5], k=1)[0].id == 5 and scans == []
+    db.insert("t", {"id": [len(data)], "v": data[-1:]})
+    db.optimize()
+    assert db.search("t", "v", data[5], k=1)[0].id == 5 and scans == [len(data)]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

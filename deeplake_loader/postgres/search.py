@@ -256,9 +256,10 @@ class PostgresIndexes(Indexes):
 
     def create(self, index: VectorIndex) -> None:
         raise InputError(
-            f"a store in PostgreSQL has no index of kind {index.kind!r}: its own searches are exact; for approximate "
-            f"ones write CREATE INDEX ON {index.table} USING hnsw ({index.column} vector_cosine_ops), and "
-            f"ORDER BY {index.column} <=> :query in the statement that may use it"
+            f"a store in PostgreSQL has no index of kind {index.kind!r}: its own searches are exact, over the "
+            "matrices that db.optimize() makes; for approximate ones by pgvector write CREATE INDEX ON "
+            f"{index.table} USING hnsw ({index.column} vector_cosine_ops), and ORDER BY {index.column} <=> :query in "
+            "the statement that may use it"
         )
 
 
