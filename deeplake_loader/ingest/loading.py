@@ -23,6 +23,7 @@ from deeplake_loader.errors import (
     NotFoundError,
 )
 from deeplake_loader.ingest.datasets import DatasetReading
+from deeplake_loader.ingest.episodes import EpisodesReading
 from deeplake_loader.ingest.folders import FolderReading, together
 from deeplake_loader.ingest.inference import Proposal, of_table, propose
 from deeplake_loader.ingest.ledger import Ledger
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _READINGS: dict[str, Make] = {
     "tar": TarSource, "packed": PackedSource, "fetched": FetchedSource, "table": TableReading, "text": TextReading,
     "vectors": VectorsReading, "media": FolderReading, "dataset": DatasetReading,
+    "episodes": EpisodesReading,
 }  # fmt: skip
 _OBSERVED = 12  # sources that a schema is inferred from
 

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 
 from deeplake_loader.adopted import file_url
 from deeplake_loader.errors import InputError, NotFoundError, StoreError
+from deeplake_loader.ingest.lerobot import is_dataset
 from deeplake_loader.ingest.members import media_type
 from deeplake_loader.store import file_errors, read_at
 
-Form = Literal["tar", "packed", "fetched", "table", "vectors", "text", "media", "dataset"]
+Form = Literal["tar", "packed", "fetched", "table", "vectors", "text", "media", "dataset", "episodes"]
 """tar: read where it lies; packed: a compressed tar; fetched: a tar that can be had only as a whole; media: a folder of
-files; dataset: Hugging Face's, on disk."""
+files; dataset: Hugging Face's, on disk; episodes: LeRobot's."""
 
 MAX_SOURCES = 1_000_000
 _FORMS: tuple[tuple[tuple[str, ...], Form], ...] = (
@@ -185,6 +186,9 @@ def _folder(name: str, path: str) -> Iterator[Source]:
         for part in names:
             if os.path.isfile(os.path.join(path, part, "dataset_info.json")):
                 yield from _folder(os.path.join(name, part), os.path.join(path, part))
+        return
+    if is_dataset(path):
+        yield _folder_source(name, path, "episodes")
         return
     if "dataset_info.json" in names or "state.json" in names:
         yield _folder_source(name, path, "dataset")

@@ -36,7 +36,11 @@ class IngestVerbs:
         TENSOR, ``.txt``, ``.cls`` and the entries of ``.json`` as scalars, anything else as BLOB; pickles are never
         opened. A tar on a web server that gives no ranges, or by a url with a query (a signature; it is kept nowhere),
         is copied into the store, as are compressed tars, folders of media, tables (CSV, TSV, JSON, Parquet, Arrow),
-        matrices (.npy, .fvecs, .fbin), Hugging Face datasets on disk and text files.
+        matrices (.npy, .fvecs, .fbin), Hugging Face datasets on disk, LeRobot datasets and text files.
+
+        A LeRobot dataset (2.x or 3.x) becomes a row an episode: ``episode_index``, ``task``, ``length`` in frames,
+        ``fps``, each numeric feature as a TENSOR (frames, ...), each camera as a VIDEO with ``<camera>.start`` and
+        ``<camera>.end`` in seconds. Episodes in one video file share its bytes. Columns have the features' names.
 
         Each source (or 1,000 files of a folder) is one commit. One that is in the table already is not read again, so
         that calling again after an interruption goes on, and calling twice adds nothing.
