@@ -137,6 +137,7 @@ def test_every_error_of_the_package_has_an_exit_code_of_its_own_kind() -> None:
      (["--branch", "nope", "tables"], 3, "branches: main"), (["head", "generations", "--columns", "x"], 3, "columns"),
      (["describe", "generations", "--debug"], 0, ""), (["search", "generations", "steps", "--row", "1"], 3, "VECTOR"),
      (["search", "generations", "clip_embedding", "--vector", "none.npy"], 3, "none.npy"),
+     (["show", "generations", "1", "99", "nine"], 3, "no row '99', 'nine'"),
      (["show", "generations", "--columns", "steps"], 2, "picture"), (["tag", "v1"], 2, "v1"),
      (["diff", "main", "nope"], 3, "nope"), (["sql", "-f", "no/such/file.sql"], 3, "no/such/file.sql")],
 )  # fmt: skip
@@ -238,8 +239,19 @@ def test_a_reader_that_leaves_ends_the_command_quietly(store: Path) -> None:
     assert process.stdout.readline() == b"i\n"
     process.stdout.close()
     said = process.stderr.read()
-    assert process.wait(30) == Code.PIPE and said == b""
+    assert process.wait(300) == Code.PIPE and said == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "out"), [("<&-", Code.USAGE, b""), (">&-", Code.DONE, b""), ("<&- >&- 2>&-", Code.DONE, b"")]
+)
+def test_a_stream_that_the_caller_closed_is_an_empty_one(store: Path, closed: str, code: Code, out: bytes) -> None:
+    statement = () if closed == "<&-" else ("SELECT 1",)
+    command = [sys.executable, "-m", "deeplake_loader.cli", "-s", str(store), "sql", *statement]
+    done = subprocess.run(["sh", "-c", f'exec "$0" "$@" {closed}', *command], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout) == (code, out)
+    assert done.stderr == b"" or b"there is no statement" in done.stderr
 
 
 def test_ctrl_c_stops_a_running_statement_and_undoes_what_was_not_committed(store: Path, tmp_path: Path) -> None:
@@ -247,12 +259,12 @@ def test_ctrl_c_stops_a_running_statement_and_undoes_what_was_not_committed(stor
     endless = numbers(10**12).replace("SELECT i FROM n", "SELECT count(*) FROM n")
     process = start(tmp_path / "copy", "sql", f"DELETE FROM generations; {endless}")
     wal = tmp_path / "copy" / "catalog.sqlite-wal"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not wal.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=30)
+    out, said = process.communicate(timeout=300)
     assert process.returncode == Code.INTERRUPTED and out == b"" and b"Interrupted" in said and b"Trace" not in said
     assert ran(tmp_path / "copy", "sql", "SELECT count(*) FROM generations", "--no-header") == "6\n"
 
@@ -296,7 +308,7 @@ def test_a_terminal_gets_drawn_tables_and_pictures_in_colour(store: Path) -> Non
                     parts.append(part)
             except OSError as error:
                 assert error.errno == errno.EIO  # Linux: the other side was closed
-        assert process.communicate(timeout=30)[1] == b"" and process.returncode == 0
+        assert process.communicate(timeout=300)[1] == b"" and process.returncode == 0
         said[arguments[0]] = b"".join(parts).decode()
     assert ("漢" in said["head"] and "━" in said["head"]) or "─" in said["head"]
     assert "▀" in said["show"] and "\x1b[38;" in said["show"]

@@ -6,6 +6,8 @@ to stdout, errors and progress to stderr; ``--json`` answers are for programs.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 from deeplake_loader.cli.program import program
@@ -15,4 +17,13 @@ __all__ = ["main", "program"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; ends the process with one of the documented codes."""
+    _open_closed_streams()
     program.main(args=None if arguments is None else list(arguments), prog_name="deeplake-loader")
+
+
+def _open_closed_streams() -> None:
+    """What the caller closed (``<&-``, some schedulers) reads as empty and swallows what is written; opened first, so
+    that no file of the store takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

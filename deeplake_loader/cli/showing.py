@@ -13,10 +13,11 @@ from deeplake_loader.cli.output import is_terminal, note
 from deeplake_loader.cli.program import Session, verb
 from deeplake_loader.cli.rows import find_table, first_rows, listed_columns
 from deeplake_loader.cli.values import cell, printable
-from deeplake_loader.errors import CorruptionError, DecodeError, InputError, StoreError
+from deeplake_loader.errors import CorruptionError, DecodeError, InputError, NotFoundError, StoreError
 from deeplake_loader.types import Table, quote_identifiers
 
 if TYPE_CHECKING:
+    from deeplake_loader.database import Database
     from deeplake_loader.pictures import Tile
     from deeplake_loader.rows import Blob, Row
 
@@ -56,7 +57,7 @@ def show_command(
         pictured = _pictured(definition, columns)
         captions = listed_columns(definition, caption) if caption else list(definition.primary_key)
         chosen = quote_identifiers(dict.fromkeys((*captions, *pictured)))
-        sql = f"SELECT {chosen} {first_rows(definition, _by_keys(definition, keys) if keys else where)}"
+        sql = f"SELECT {chosen} {first_rows(definition, _by_keys(db, definition, keys) if keys else where)}"
         rows = db.execute(f"{sql} LIMIT {len(keys) or count}", list(keys) or None)
         tiles = [
             tile for row in rows for name in pictured
@@ -78,11 +79,16 @@ def _pictured(table: Table, columns: str | None) -> list[str]:
     return found
 
 
-def _by_keys(table: Table, keys: Sequence[str]) -> str:
-    """Compared as text, which is what a key on the command line is."""
+def _by_keys(db: Database, table: Table, keys: Sequence[str]) -> str:
+    """Compared as text, which is what a key on the command line is; NotFoundError for keys of no row."""
     if len(table.primary_key) != 1:
         raise InputError(f"the key of {table.name} is ({', '.join(table.primary_key)}); choose its rows by --where")
-    return f"CAST({quote_identifiers(table.primary_key)} AS TEXT) IN ({', '.join('?' * len(keys))})"
+    key = f"CAST({quote_identifiers(table.primary_key)} AS TEXT)"
+    chosen = f"{key} IN ({', '.join('?' * len(keys))})"
+    there = {row[0] for row in db.execute(f"SELECT {key} {first_rows(table, chosen)}", list(keys))}
+    if missing := [name for name in keys if name not in there]:
+        raise NotFoundError(f"{table.name} has no row {', '.join(map(repr, missing))}; `head` shows its first keys")
+    return chosen
 
 
 def _tile(row: Row, name: str, captions: Sequence[str], several: bool, frames: int, size: int) -> Tile | None:
