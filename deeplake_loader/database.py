@@ -350,7 +350,8 @@ class Database(
         """A SQLAlchemy engine on this store and branch, for pandas, ORMs and whatever else takes one.
 
         Its connections are its own: they see what this handle has committed, and wait for a transaction that it holds
-        open. `close` disposes of them. A handle at a point in history has none.
+        open. `close` disposes of them. One that was kept stays on its branch: after `branch` or `checkout` ask again.
+        A handle at a point in history has none.
 
         >>> pandas.read_sql("SELECT prompt, steps FROM generations", db.engine)     # doctest: +SKIP
         """

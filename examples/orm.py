@@ -66,7 +66,7 @@ def main(store: str, catalog: str | None = None) -> None:
         print("best:", *search(db.engine, rng.standard_normal(16)), sep="\n  ")
 
         db.branch("without-drafts")
-        with Session(db.engine) as session:  # the engine follows the branch
+        with Session(db.engine) as session:  # asked for anew: an engine stays on its branch
             gone = session.execute(sa.delete(Picture).where(Picture.steps < 20)).rowcount  # type: ignore[attr-defined]
             session.commit()
         print(f"{gone} drafts gone on the branch")
