@@ -117,7 +117,7 @@ def test_all_is_held_until_the_snapshot_says_what_is_needed(
         with deeplake.connect(tmp_path / "s") as other:
             found.append(other.gc(older_than_s=0))
 
-    before(publishing, "_copy_catalog", collect, monkeypatch)
+    before(publishing, "copy_file", collect, monkeypatch)
     before(publishing, "_seal", collect, monkeypatch)
     db.publish(tmp_path / "there")
     assert [(len(one.files), one.held) for one in found] == [(0, 1), (1, 1)]

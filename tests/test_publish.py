@@ -376,9 +376,7 @@ def test_a_store_on_an_object_storage_is_published_beside_its_objects(s3: Proxy,
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_published_or_opened_is_refused(
-    db: deeplake.Database, tmp_path: Path, postgres_server: Any
-) -> None:
+def test_what_cannot_be_published_or_opened_is_refused(db: deeplake.Database, tmp_path: Path) -> None:
     with db.transaction(), pytest.raises(InputError, match="outside of a transaction"):
         db.publish(tmp_path / "there")
     with pytest.raises(NotFoundError, match="nothing was published"):
@@ -386,11 +384,6 @@ def test_what_cannot_be_published_or_opened_is_refused(
     db.publish(tmp_path / "there")
     with pytest.raises(InputError, match="published store"):
         deeplake.connect(tmp_path / "there", storage="s3://bucket/x")
-    name = postgres_server.database()
-    shared = deeplake.connect(postgres_server.url(name), storage=tmp_path / "bytes")
-    with shared, pytest.raises(InputError, match="PostgreSQL cannot be published"):
-        shared.publish(tmp_path / "elsewhere")
-    postgres_server.drop(name)
 
 
 def _repointed(target: Path, change: Callable[[sqlite3.Connection], object]) -> None:

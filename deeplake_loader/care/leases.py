@@ -73,6 +73,9 @@ def hold(catalog: Catalog, files: Iterable[str] | None = None) -> Iterator[Lease
     if files is not None:
         lease.narrow(files)
     catalog.execute(_SET, (_LEASE + name, _now()))
+    if catalog.dialect == "postgres":  # where a gc that did not see the lease may still be on its way
+        with catalog.transaction():
+            catalog.connection.execute("LOCK TABLE _dl_files IN ROW EXCLUSIVE MODE")
     ended = threading.Event()
     thread = threading.Thread(target=_keep, args=(catalog, name, ended), name="renewing a lease", daemon=True)
     thread.start()

@@ -19,8 +19,8 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -60,38 +60,46 @@ class Publication:
     nbytes: int
 
 
-def publish(catalog: Catalog, url: str | None, options: Mapping[str, Any] | None, *, progress: bool) -> Publication:
+Copying = Callable[["Catalog", str], AbstractContextManager["Catalog"]]
+"""Makes the snapshot of a catalog as a file at a path; gives the catalog whose vector files it names."""
+
+
+@contextmanager
+def copied(catalog: Catalog, path: str) -> Iterator[Catalog]:
+    """The snapshot of a catalog in a file: its copy."""
+    with catalog.snapshot():
+        copy_file(catalog, path)
+    yield catalog
+
+
+def publish(
+    catalog: Catalog, url: str | None, options: Mapping[str, Any] | None, *, progress: bool, copy: Copying = copied
+) -> Publication:
     """See `verbs.CareVerbs.publish`."""
-    if catalog.dialect != "sqlite":
-        raise InputError(
-            "a store whose catalog is in PostgreSQL cannot be published: its snapshot would be a SQLite file, which "
-            "has other types; give readers a role of the database, or db.export the rows"
-        )
     own = retention.objects_of(catalog)
     target = own if url is None else open_folder(os.fspath(url), options=options)
     target = own if target.url == own.url else target
     if target is own and catalog.read_only:
         raise InputError(f"{catalog.name} was opened read-only, so nothing is published beside its files; give a url")
     with nullcontext() if catalog.read_only else leases.hold(catalog) as lease:
-        return _publish(catalog, own, target, lease, progress=progress)
+        return _publish(catalog, own, target, lease, copy, progress=progress)
 
 
 def _publish(
-    catalog: Catalog, own: Objects, target: Objects, lease: leases.Lease | None, *, progress: bool
+    catalog: Catalog, own: Objects, target: Objects, lease: leases.Lease | None, copy: Copying, *, progress: bool
 ) -> Publication:
     """The same, while gc leaves what is needed; only a store that was opened ``read_only`` has no lease, so that its
     files may go while they are copied, which is an error then."""
     stem = f"{FOLDER}/{store.unique_name()}"
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "snapshot.sqlite")
-        with catalog.snapshot():
-            found = catalog.fetchone("SELECT id FROM _dl_commits ORDER BY seq DESC LIMIT 1")
-            _copy_catalog(catalog, path)
-        put = _Placing(catalog, own, target, path)
-        if lease is not None:
-            lease.narrow([*put.names, f"{stem}.sqlite"])
-        put.place(path, progress=progress)
-        digest, commit = _seal(path, catalog), "" if found is None else str(found[0])
+        with copy(catalog, path) as made:
+            put = _Placing(catalog, made, own, target, path)
+            if lease is not None:
+                lease.narrow([*put.names, f"{stem}.sqlite"])
+            put.place(path, progress=progress)
+        commit = _commit(path)
+        digest = _seal(path, catalog)
         target.upload(f"{stem}.sqlite", path)
         size = os.path.getsize(path)
     target.write(f"{stem}.json", json.dumps({"files": put.names}).encode())
@@ -101,13 +109,20 @@ def _publish(
     return Publication(target.url, version, commit, len(put.names), put.copied, put.nbytes + size)
 
 
-def _copy_catalog(catalog: Catalog, path: str) -> None:
+def copy_file(catalog: Catalog, path: str) -> None:
     """The database as this snapshot sees it."""
     try:
         with closing(sqlite3.connect(path)) as copy:
             catalog.connection.backup(copy)
     except sqlite3.Error as error:
         raise translate_error(error) from error
+
+
+def _commit(path: str) -> str:
+    """The id of a snapshot's newest commit."""
+    with closing(sqlite3.connect(path)) as snapshot:
+        found = snapshot.execute("SELECT id FROM _dl_commits ORDER BY seq DESC LIMIT 1").fetchone()
+    return "" if found is None else str(found[0])
 
 
 def _seal(path: str, catalog: Catalog) -> str:
@@ -148,9 +163,9 @@ def _hide_folders(copy: sqlite3.Connection, folders: set[str]) -> None:
 class _Placing:
     """Puts below the target what a snapshot names, and makes the snapshot name what lies there."""
 
-    def __init__(self, catalog: Catalog, own: Objects, target: Objects, path: str) -> None:
-        """``path``: of the snapshot, whose files get their names here."""
-        self._catalog, self._own, self._target = catalog, own, target
+    def __init__(self, catalog: Catalog, made: Catalog, own: Objects, target: Objects, path: str) -> None:
+        """``path``: of the snapshot, whose files get their names here; ``made``: the catalog with its vector files."""
+        self._catalog, self._made, self._own, self._target = catalog, made, own, target
         self._there = {
             found.name: found.size for top in (store.SHARDS, store.VECTORS) for found in target.list(f"{top}/")
         }
@@ -197,18 +212,18 @@ class _Placing:
             return self._place_adopted(row, name, snapshot)
         if row.state != "sealed":
             return self._place_open(row, name, snapshot)
-        self._take(name)
+        self._take(name, self._made if row.kind == "vector" else self._catalog)
         if row.kind == "shard":
-            self._take(sidecar_path(name), lacking=True)
+            self._take(sidecar_path(name), self._catalog, lacking=True)
         return {}
 
-    def _take(self, name: str, *, lacking: bool = False) -> None:
+    def _take(self, name: str, source: Catalog, *, lacking: bool = False) -> None:
         """Copies one of the store's own files as it is, unless it is there; one may be ``lacking`` that can be made
         anew."""
-        if name not in self._done and self._target is not self._own:
+        if name not in self._done and (self._target is not self._own or source is not self._catalog):
             self._done.add(name)
             try:
-                with opened(self._catalog, name) as (fd, size):
+                with opened(source, name) as (fd, size):
                     self._send(name, fd, size)
             except NotFoundError:
                 if not lacking:

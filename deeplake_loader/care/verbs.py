@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.errors import InputError
@@ -121,7 +122,9 @@ class CareVerbs:
 
         The catalog's snapshot goes beside the shards, which are copied where they are not there yet; one small object
         that names the snapshot is put last, so that readers see the version before or this one. Publishing again makes
-        a new version; whoever opened an older one reads on until `gc` takes it.
+        a new version; whoever opened an older one reads on until `gc` takes it. Of a catalog in PostgreSQL main is
+        published, as a file, without branches and history, and each table without its defaults, checks, indexes and
+        foreign keys, which only writers need; its vectors are written anew with every version.
 
         Args:
             url: ``s3://bucket/prefix`` or any other of fsspec's, or a folder; default: where the store's own bytes lie,
@@ -130,7 +133,8 @@ class CareVerbs:
             progress: show a progress bar.
 
         Raises:
-            InputError: a transaction is open, or the catalog is in PostgreSQL.
+            InputError: a transaction is open; a table in PostgreSQL has no primary key.
+            DeeplakeError: a column in PostgreSQL has a type, or a value, that a catalog in a file has not.
             StoreError: the url cannot be written. LockedError: others published there again and again meanwhile.
 
         >>> db.publish("s3://bucket/birds").version                                 # doctest: +SKIP
@@ -139,14 +143,17 @@ class CareVerbs:
         10000
         """
         from deeplake_loader.care import publishing
+        from deeplake_loader.care.crossing import crossed
 
         if self._catalog.in_transaction:
             raise InputError("publish shows what is committed; call it outside of a transaction")
         if self._catalog.dialect == "sqlite" and not self._catalog.read_only:
             self._seal("publish", keep=None)
             self._take_digests()
-        place = None if url is None else os.fspath(url)
-        return publishing.publish(self._catalog, place, storage_options, progress=progress)
+        place, copy = None if url is None else os.fspath(url), publishing.copied
+        if self._catalog.dialect == "postgres":
+            copy = partial(crossed, type(self))
+        return publishing.publish(self._catalog, place, storage_options, progress=progress, copy=copy)
 
     def _seal(self, message: str, keep: dt.timedelta | None) -> None:
         from deeplake_loader.merging import pruning
