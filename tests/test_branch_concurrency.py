@@ -20,7 +20,7 @@ SHARED = 3
 
 def write(place: Any, writer: int, branch: str, ready: Any) -> None:
     """Inserts its own rows, one commit each, deletes every third again, and counts up the shared rows."""
-    with place.connect(branch=branch, timeout_s=120) as db:
+    with place.connect(branch=branch, timeout_s=300) as db:
         ready.wait()
         for i in range(ROWS):
             row = db.execute(
@@ -34,7 +34,7 @@ def write(place: Any, writer: int, branch: str, ready: Any) -> None:
 
 def keep_merging(place: Any, ready: Any, finished: Any, conflicts: Any) -> None:
     """Merges every branch into every other, until the writers are done."""
-    with place.connect(timeout_s=120) as db:
+    with place.connect(timeout_s=300) as db:
         ready.wait()
         turn = 0
         while not finished.is_set():
@@ -62,9 +62,9 @@ def test_writers_and_a_merger_lose_nothing(place: Any) -> None:
     for process in (*writers, merger):
         process.start()
     for process in writers:
-        process.join(120)
+        process.join(300)
     finished.set()
-    merger.join(120)
+    merger.join(300)
     assert [process.exitcode for process in (*writers, merger)] == [0] * 5
 
     kept = {(writer, i) for writer in range(4) for i in range(ROWS) if i % 3 != 2}

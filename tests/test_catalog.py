@@ -427,7 +427,7 @@ assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)
 def run_script(code: str, *arguments: object) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -477,7 +477,7 @@ print(catalog.meta("store_id"))
         assert writer.stdin is not None
         writer.stdin.close()
         writer.stdin = None
-    done = [writer.communicate(timeout=60) for writer in writers]
+    done = [writer.communicate(timeout=300) for writer in writers]
     assert [errors for _, errors in done] == [""] * 4
     assert len({output for output, _ in done}) == 1
     assert SqliteCatalog.open(tmp_path / "store").fetchone("SELECT count(*) FROM t") == (4,)

@@ -37,7 +37,7 @@ def killed_at(step: int, name: str, *arguments: object) -> list[str]:
             if f" step {step} " in line:
                 process.send_signal(signal.SIGKILL)
                 break
-        process.wait(60)
+        process.wait(300)
     assert process.returncode == -signal.SIGKILL
     return lines
 

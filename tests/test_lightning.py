@@ -289,7 +289,7 @@ def test_the_lightning_that_is_loaded_is_the_one_that_is_used() -> None:
     assert "pip install 'deeplake-loader[lightning]'" in missing.stdout, missing.stderr
 
 
-def run(code: str, *arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],

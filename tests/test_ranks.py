@@ -157,7 +157,7 @@ def run_ranks(store: Store, folder: Path, size: int) -> list[dict[str, Any]]:
         for rank in range(size)
     ]
     try:
-        outputs = [process.communicate(timeout=100)[0] for process in started]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()

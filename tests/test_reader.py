@@ -83,7 +83,7 @@ def test_files_that_are_open_at_exit_make_no_noise(store: Store) -> None:
         print(len(reader._files._open))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), store.root, str(store.records[0][0])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 

@@ -369,7 +369,7 @@ def test_a_newer_pass_ends_the_older_one(store: Store) -> None:
     assert next(newer, None) is None  # it was through already
 
 
-def run(code: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), str(here.parent)])
     return subprocess.run(
@@ -412,7 +412,7 @@ def test_a_forked_child_reads_for_itself_and_leaves_the_parents_pass_alone(store
             theirs.send(answer)
         finally:
             os._exit(0)
-    assert ours.poll(30)
+    assert ours.poll(300)
     assert ours.recv() == epoch_of(store, 1)
     os.waitpid(pid, 0)
     assert got + flat(batches) == epoch_of(store, 0)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from deeplake_loader.errors import InputError
 from deeplake_loader.stream import dataset, loading, pipeline
 
-SOON_S = 20  # far more than any of this takes, far less than a hang
+SOON_S = 60  # far more than any of this takes, far less than a hang
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def start(store: Store, code: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, out, err

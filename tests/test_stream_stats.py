@@ -138,7 +138,7 @@ def run(code: str, *arguments: str) -> str:
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "MALLOC_ARENA_MAX": "1"},
     )
     assert done.returncode == 0, done.stderr
