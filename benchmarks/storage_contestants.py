@@ -12,16 +12,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import stream_contestants
 from stream_data import BATCH, SIZE, Rows, Tally, expected
 
+RANGES = "ranges.json"
+"""The file in which (path, first byte, the one behind the last) of each range of an epoch stand."""
+
+_AT_ONCE = 16  # as many as ours
 SQL = "SELECT photo, caption, label FROM photos"
 PIXELS = 2_560
 _CREDS = {"endpoint_url": "AWS_ENDPOINT_URL", "aws_region": "AWS_DEFAULT_REGION"} | {
@@ -253,7 +260,40 @@ class LanceDb:
         self.database(url).open_table("photos").add([{name: row[name] for name in ("photo", "caption", "label")}])
 
 
+class Bare:
+    """What the machine can do: threads that fetch ranges, a connection each, without a library."""
+
+    def fetch(self, folder: str, put: Callable[[memoryview, int], object]) -> float:
+        """Seconds until every range that `RANGES` names has come; each piece of up to 1 MB is put at its place."""
+        with open(os.path.join(folder, RANGES)) as file:
+            ranges = json.load(file)
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for done in [pool.submit(self._fetch, *one, put) for one in ranges]:
+                done.result()
+        return time.perf_counter() - begun
+
+    @staticmethod
+    def _fetch(path: str, start: int, stop: int, put: Callable[[memoryview, int], object]) -> None:
+        server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+        with socket.create_connection((server.hostname, server.port)) as link:
+            link.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: {server.netloc}\r\nRange: bytes={start}-{stop - 1}\r\n\r\n".encode()
+            )
+            buffer = memoryview(bytearray(1 << 20))
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += link.recv(1)
+            assert b" 206 " in head.partition(b"\r\n")[0], head
+            while start < stop:
+                count = link.recv_into(buffer[: stop - start])
+                assert count, "the server closed the connection"
+                put(buffer[:count], start)
+                start += count
+
+
 CONTESTANTS: dict[str, Any] = {
+    "bare": Bare(),
     "ours": Ours(),
     "deeplake": DeepLake(),
     "lancedb": LanceDb(),
@@ -314,6 +354,17 @@ def pixels(contestant: Any, folder: str, url: str | None) -> dict[str, Any]:
     return timed(lambda: contestant.pixels(folder, url))
 
 
+def fetched(contestant: Any, folder: str, url: str | None) -> dict[str, Any]:  # noqa: ARG001
+    """The ranges of an epoch, thrown away."""
+    return {"seconds": contestant.fetch(folder, lambda *_: None)}
+
+
+def landed(contestant: Any, folder: str, url: str | None) -> dict[str, Any]:  # noqa: ARG001
+    """The ranges of an epoch, in a file where the cache would lie."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return {"seconds": contestant.fetch(folder, lambda piece, at: os.pwrite(file.fileno(), piece, at))}
+
+
 def timed(make: Callable[[], Epoch]) -> dict[str, Any]:
     import torch  # noqa: F401
 
@@ -365,7 +416,8 @@ def merge(contestant: Any, folder: str, url: str) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Any, str, Any], dict[str, Any]]] = {
-    made.__name__: made for made in (epoch, stream, kept, pixels, ask, insert, insert_large, branch, merge)
+    made.__name__: made
+    for made in (epoch, stream, kept, pixels, fetched, landed, ask, insert, insert_large, branch, merge)
 }
 
 

@@ -2,9 +2,11 @@
 
     python storage_server.py            prints its URL, and serves until its standard input ends
 
-Bodies of objects are served from the proxy's memory, since moto sends 25 MB/s; everything else is moto's. The proxy
-speaks HTTP/1.1 on a thread for each connection. What is under ``/-/`` steers it: ``/-/set?latency=0.02&refused=0.1``,
-``/-/clear`` and ``/-/log``, which gives [method, path and query, bytes of the body sent] of every request.
+Bodies of objects are the proxy's, since moto sends 25 MB/s: each lies in a file without a name, from which the kernel
+sends it (sendfile), so that the server's share of the cores is small. Everything else is moto's. The proxy speaks
+HTTP/1.1 on a thread for each connection. What is under ``/-/`` steers it: ``/-/set?latency=0.02&refused=0.1``,
+``/-/clear`` and ``/-/log``, which gives [method, path and query, bytes of the body sent, the first one's place in the
+object] of every request.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import json
 import logging
 import os
 import random
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -37,6 +41,7 @@ _REFUSED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rat
 _OF_ONE_ANSWER = ("transfer-encoding", "connection", "content-length", "content-range")
 
 Headers = list[tuple[str, str]]
+Entry = tuple[str, str, int, int]
 
 
 class Server:
@@ -52,14 +57,14 @@ class Server:
     def clear(self) -> None:
         self._ask("clear")
 
-    def log(self) -> list[tuple[str, str, int]]:
-        """(method, path, bytes of the answer) of every request since `clear`."""
-        return [(method, path, size) for method, path, size in json.loads(self._ask("log"))]
+    def log(self) -> list[Entry]:
+        """(method, path, bytes of the answer, its first byte's place) of every request since `clear`."""
+        return [(method, path, size, start) for method, path, size, start in json.loads(self._ask("log"))]
 
     def counts(self) -> dict[str, int]:
         """Requests by kind: listings are GETs of a bucket, uploads in parts POST twice. ``bytes`` were sent."""
         found: Counter[str] = Counter()
-        for method, path, size in self.log():
+        for method, path, size, _ in self.log():
             listing = method == "GET" and ("list-type" in path or "prefix=" in path or path.count("/") < 2)
             found["LIST" if listing else method] += 1
             found["bytes"] += size
@@ -90,14 +95,28 @@ def running() -> Iterator[Server]:
         process.wait()
 
 
+class Object:
+    """An object's bytes in a file without a name, and the headers of its answers."""
+
+    def __init__(self, body: bytes, headers: Headers) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  as long as the object
+        self.size, self.headers = len(body), headers
+        self.file.write(body)
+        self.file.flush()
+
+    def send(self, connection: socket.socket, start: int, stop: int) -> None:
+        while start < stop:
+            start += os.sendfile(connection.fileno(), self.file.fileno(), start, stop - start)
+
+
 class State:
     """What the proxy was told, has seen and holds."""
 
     def __init__(self, host: str, port: int) -> None:
         self.upstream = host, port
         self.latency_s = self.refused = 0.0
-        self.log: list[tuple[str, str, int]] = []
-        self.objects: dict[str, tuple[bytes, Headers]] = {}
+        self.log: list[Entry] = []
+        self.objects: dict[str, Object] = {}
         self.lock, self.random = threading.Lock(), random.Random(17)
 
     def steer(self, path: str) -> bytes:
@@ -118,14 +137,14 @@ class State:
         finally:
             connection.close()
 
-    def object(self, path: str) -> tuple[bytes, Headers] | None:
-        """An object's bytes and headers, asked for once."""
+    def object(self, path: str, signature: str) -> Object | None:
+        """An object, asked for once; moto gives some only to those who sign, with whatever signature."""
         with self.lock:
             if path not in self.objects:
-                status, headers, body = self.forward("GET", path, {}, b"")
+                status, headers, body = self.forward("GET", path, {"Authorization": signature}, b"")
                 if status != 200:
                     return None
-                self.objects[path] = body, [(n, v) for n, v in headers if n.lower() not in _OF_ONE_ANSWER]
+                self.objects[path] = Object(body, [(n, v) for n, v in headers if n.lower() not in _OF_ONE_ANSWER])
             return self.objects[path]
 
 
@@ -149,19 +168,20 @@ class Handler(BaseHTTPRequestHandler):
             self._pass_on(body)
 
     def _send_object(self) -> None:
-        found = self.state.object(self.path)
+        found = self.state.object(self.path, self.headers.get("Authorization", ""))
         if found is None:
             self._pass_on(b"")
             return
-        body, headers = found
+        headers = found.headers
         asked = self.headers.get("Range", "").removeprefix("bytes=")
         first, _, last = asked.partition("-")
-        start = len(body) - int(last) if asked and not first else int(first or 0)
-        stop = min(int(last) + 1, len(body)) if first and last else len(body)
+        start = found.size - int(last) if asked and not first else int(first or 0)
+        stop = min(int(last) + 1, found.size) if first and last else found.size
         if asked:
-            headers = [*headers, ("Content-Range", f"bytes {start}-{stop - 1}/{len(body)}")]
-        self._count(stop - start)
-        self._send(206 if asked else 200, headers, memoryview(body)[start:stop])
+            headers = [*headers, ("Content-Range", f"bytes {start}-{stop - 1}/{found.size}")]
+        self._count(stop - start, start)
+        self._send_head(206 if asked else 200, headers, stop - start)
+        found.send(self.connection, start, stop)
 
     def _pass_on(self, body: bytes) -> None:
         if self.command in ("PUT", "POST", "DELETE"):
@@ -184,19 +204,22 @@ class Handler(BaseHTTPRequestHandler):
             pass
         return b"".join(parts)
 
-    def _count(self, size: int) -> None:
-        self.state.log.append((self.command, self.path, size))
+    def _count(self, size: int, start: int = 0) -> None:
+        self.state.log.append((self.command, self.path, size, start))
 
-    def _send(self, status: int, headers: Headers, body: bytes | memoryview) -> None:
+    def _send(self, status: int, headers: Headers, body: bytes) -> None:
+        self._send_head(status, headers, len(body))
+        if self.command != "HEAD":
+            self.connection.sendall(body)
+
+    def _send_head(self, status: int, headers: Headers, size: int) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if self.command == "HEAD" or name.lower() != "content-length":
                 self.send_header(name, value)
         if self.command != "HEAD":
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(size))
         self.end_headers()
-        if self.command != "HEAD":
-            self.connection.sendall(body)
 
     def log_message(self, *_: Any) -> None:
         """Silence."""
