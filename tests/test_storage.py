@@ -240,6 +240,21 @@ def test_an_environment_that_was_mended_counts_from_the_next_connection_on(
 
 
 @pytest.mark.parametrize(
+    ("answer", "kind", "hint"),
+    [
+        ("404", NotFoundError, "does not exist"), ("403", StoreError, "access was refused"),
+        ("503", StoreError, "status 503"), ("reset", StoreError, "network"),
+    ],
+)  # fmt: skip
+def test_a_web_server_that_fails_is_not_one_without_the_file(
+    proxy: Proxy, answer: str, kind: type[DeeplakeError], hint: str
+) -> None:
+    proxy.fault = lambda _number, _request: answer
+    with pytest.raises(kind, match=hint):
+        Remote(f"{proxy.url}/{BUCKET}", policy=Policy(attempts=1, hedge_s=60.0, deadline_s=60.0)).read_tagged("x", 100)
+
+
+@pytest.mark.parametrize(
     ("answer", "hint"),
     [
         ("403 RequestTimeTooSkewed", "clock of this machine"),

@@ -94,7 +94,8 @@ class Requests:
         for number in range(policy.attempts):
             try:
                 return await asyncio.wait_for(attempt(), limit)
-            except Exception as error:
+            except Exception as raised:
+                error = _behind(raised)
                 most = _SHORT_ATTEMPTS if isinstance(error, _ShortError) else policy.attempts
                 if number + 1 >= most or not is_transient(error):
                     raise storage_error(error, doing, where, number + 1) from error
@@ -166,6 +167,19 @@ def status_of(error: BaseException) -> int | None:
             return found
         seen = seen.__cause__
     return None
+
+
+def _behind(error: Exception) -> BaseException:
+    """The error itself; where fsspec's HTTP file system says of a look that failed that there is no such file, why."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None or isinstance(cause, FileNotFoundError):
+        return error
+    status = status_of(cause)
+    if status is None:
+        failed = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    else:
+        failed = status not in (404, 410)
+    return cause if failed else error
 
 
 def storage_error(error: BaseException, doing: str, where: str, attempts: int = 1) -> DeeplakeError:
