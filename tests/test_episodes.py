@@ -15,7 +15,7 @@ import torch
 from conftest import moving_frames
 
 import deeplake_loader as deeplake
-from deeplake_loader.errors import CorruptionError, InputError
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
 from deeplake_loader.ingest import infer
 
 FPS = 10
@@ -189,16 +189,20 @@ def test_chosen_columns_bring_nothing_else(db: deeplake.Database, v3: Path) -> N
         db.ingest("other", v3, columns={"video": CAMERA})
 
 
-@pytest.mark.parametrize("spoiled", ["video lost", "video damaged", "frames lost"])
+@pytest.mark.parametrize("spoiled", ["video lost", "video damaged", "frames lost", "table lost", "table damaged"])
 def test_an_episode_that_cannot_be_taken_is_told(db: deeplake.Database, v2: Path, spoiled: str) -> None:
     video = v2 / f"videos/chunk-000/{WRIST}/episode_000001.mp4"
     if spoiled == "video lost":
         video.unlink()
     elif spoiled == "video damaged":
         video.write_bytes(video.read_bytes()[:200])
-    else:
+    elif spoiled == "frames lost":
         write_table(v2 / "data/chunk-000/episode_000001.parquet", frames_of(1).slice(0, 7))
-    with pytest.raises(InputError, match="episode"):
+    elif spoiled == "table lost":
+        (v2 / "data/chunk-000/episode_000001.parquet").unlink()
+    else:
+        (v2 / "data/chunk-000/episode_000001.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises((InputError, NotFoundError, CorruptionError), match="episode"):
         db.ingest("robot", v2)
     report = db.ingest("robot", v2, on_error="skip")
     assert report.added == 2 and [item.member for item in report.skipped] == ["episode 1"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader.adopted import file_url
-from deeplake_loader.errors import CorruptionError, InputError
+from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
 from deeplake_loader.ingest.lerobot import Dataset, Episode, Feature, read_dataset
 from deeplake_loader.store import file_errors
 from deeplake_loader.types import ColumnType, quote_identifier
@@ -52,7 +52,7 @@ class EpisodesReading:
         """The tables of frames that are new, with their episodes; some of them a commit."""
         part: list[Episode] = []
         for data, group in groupby(self.dataset.episodes, lambda episode: episode.data):
-            if known(self._table(data)):
+            if os.path.isfile(self._path(data)) and known(self._table(data)):
                 continue
             part += group
             if len(part) >= _GROUP:
@@ -107,7 +107,7 @@ class EpisodesReading:
         names: list[str] = []
         rows: list[dict[str, Any]] = []
         size = 0
-        for episode, frames in self._frames():
+        for episode, frames in self._frames(target):
             row = self._row(target, episode, frames)
             if row is None:
                 continue
@@ -156,11 +156,18 @@ class EpisodesReading:
             raise ValueError("a frame has no value")
         return flat.to_numpy(zero_copy_only=False).astype(feature.dtype).reshape(length, *feature.frame_shape)
 
-    def _frames(self) -> Iterator[tuple[Episode, Any]]:
+    def _frames(self, target: Target) -> Iterator[tuple[Episode, Any]]:
         """Each episode with the rows of its table that are its own, in their order."""
         wanted = [n for n in (*self.dataset.of(), *self.dataset.of("string")) if n in self._names]
         for data, group in groupby(self.dataset.episodes, lambda episode: episode.data):
-            table = self._read(data, wanted)
+            try:
+                table = self._read(data, wanted)
+            except (CorruptionError, NotFoundError) as error:
+                if target.on_error == "raise":
+                    raise
+                for episode in group:
+                    target.skip(_name(episode), str(error))
+                continue
             numbers = table.column(_INDEX).to_numpy()
             in_order = bool((numbers[1:] >= numbers[:-1]).all())
             for episode in group:
