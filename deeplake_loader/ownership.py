@@ -8,13 +8,14 @@ cannot overwrite; its catalog remembers that it did (_dl_meta "claimed"), so lat
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deeplake_loader import adopted, store
 from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.storage import Access
-from deeplake_loader.storage.objects import Objects, open_folder
+from deeplake_loader.storage.objects import Local, Objects, open_folder
 from deeplake_loader.store import object_of
 from deeplake_loader.tar import END
 
@@ -46,6 +47,31 @@ def claim(catalog: Catalog, storage: str | None = None) -> None:
         places = ", ".join("(?, ?)" for _ in facts)
         sql = f"INSERT INTO _dl_meta (key, value) VALUES {places} ON CONFLICT (key) DO NOTHING"
         catalog.execute(sql, [text for fact in facts.items() for text in fact])
+
+
+def check_free(objects: Objects, catalog: Catalog) -> None:
+    """Refuses a place that is not this store's and is another one's, whose gc would remove what it does not know.
+
+    Raises:
+        InputError: it is.
+    """
+    found = _owner(objects)
+    if found not in (None, _mark(_fact(catalog, "store_id"))) or _holds_catalog(objects):
+        raise InputError(
+            f"another store lies in {objects.url}, and its gc would remove what is put there; choose another"
+        )
+
+
+def _holds_catalog(objects: Objects) -> bool:
+    if not isinstance(objects, Local):
+        return False
+    server = os.path.join(objects.url, "postgres", "data", "PG_VERSION")
+    return os.path.exists(store.Root(objects.url).catalog) or os.path.exists(server)
+
+
+def _mark(store_id: str | None) -> bytes:
+    """What a store writes below its storage."""
+    return json.dumps({"store": store_id}).encode()
 
 
 def check_options(root: store.Root, access: Access | None) -> None:
@@ -87,9 +113,8 @@ def _check_whole(objects: Objects, files: list[tuple[str, int, str]]) -> None:
 def _claim(objects: Objects, store_id: str | None) -> None:
     if store_id is None:
         raise CorruptionError("the catalog does not say which store it is of; restore it from a copy")
-    body = json.dumps({"store": store_id}).encode()
     try:
-        objects.write(OWNER, body)
+        objects.write(OWNER, _mark(store_id))
     except StoreError as error:
         if isinstance(error, NotFoundError) or _owner(objects) is None:
             raise

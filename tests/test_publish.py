@@ -386,6 +386,19 @@ def test_what_cannot_be_published_or_opened_is_refused(db: deeplake.Database, tm
         deeplake.connect(tmp_path / "there", storage="s3://bucket/x")
 
 
+def test_nothing_is_published_where_another_store_lies(db: deeplake.Database, tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "other"), pytest.raises(InputError, match="another store"):
+        db.publish(tmp_path / "other")
+    url = f"memory://claimed{tmp_path}"
+    with deeplake.connect(tmp_path / "third", storage=url) as third:
+        with pytest.raises(InputError, match="another store"):
+            db.publish(url)
+        assert third.publish().version == 1
+        third.execute("CREATE TABLE t (id BIGINT PRIMARY KEY)")
+        open_folder(f"{url}-moved").write("store.json", open_folder(url).read("store.json"))
+        assert third.publish(f"{url}-moved").version == 1, "a place of the same store"
+
+
 def _repointed(target: Path, change: Callable[[sqlite3.Connection], object]) -> None:
     """Publishes a hostile snapshot in place of the good one."""
     pointer, _ = read_pointer(Local(str(target)))

@@ -26,7 +26,7 @@ from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from deeplake_loader import adopted, store
+from deeplake_loader import adopted, ownership, store
 from deeplake_loader.blobs import place_of
 from deeplake_loader.care import leases
 from deeplake_loader.care.contents import COLUMNS, FileRow, hash_file, opened
@@ -79,6 +79,8 @@ def publish(
     own = retention.objects_of(catalog)
     target = own if url is None else open_folder(os.fspath(url), options=options)
     target = own if target.url == own.url else target
+    if target is not own:
+        ownership.check_free(target, catalog)
     if target is own and catalog.read_only:
         raise InputError(f"{catalog.name} was opened read-only, so nothing is published beside its files; give a url")
     with nullcontext() if catalog.read_only else leases.hold(catalog) as lease:

@@ -133,7 +133,7 @@ class CareVerbs:
             progress: show a progress bar.
 
         Raises:
-            InputError: a transaction is open; a table in PostgreSQL has no primary key.
+            InputError: a transaction is open; another store lies at the url; a table in PostgreSQL has no primary key.
             DeeplakeError: a column in PostgreSQL has a type, or a value, that a catalog in a file has not.
             StoreError: the url cannot be written. LockedError: others published there again and again meanwhile.
 
