@@ -189,7 +189,7 @@ def _of(catalog: Catalog, names: tuple[str, ...], query: str, params: tuple[Any,
         each = "md5(CAST(r AS text))"
         row = catalog.fetchone(f"SELECT count(*), md5(string_agg({each}, '' ORDER BY {each})) FROM ({query}) r", params)
         return int(row[0]), str(row[1])
-    texts = regrouped((f"quote(y.{quote_identifier(name)})" for name in names), " || ',' || ")
+    texts = " || ',' || ".join(f"quote(y.{quote_identifier(name)})" for name in names)
     found = catalog.chunks(f"SELECT {texts} FROM ({query}) y", params, size=_ROWS)
     return digest_of(text for rows in found for (text,) in rows)
 
