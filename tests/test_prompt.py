@@ -23,6 +23,10 @@ import deeplake_loader as deeplake
 from deeplake_loader.cli.prompt import Prompt
 from deeplake_loader.cli.statements import split_statements, split_typed
 
+RUN = """import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+from deeplake_loader.cli import main
+main()"""
 LONG_S = 60.0  # until a terminal that says nothing more is given up
 
 
@@ -36,10 +40,9 @@ class Terminal:
             "NO_COLOR": "1", "COLUMNS": "200",
         }  # fmt: skip
         environment.pop("DEEPLAKE_BRANCH", None)
-        command = [sys.executable, "-m", "deeplake_loader.cli", "--store", str(store), "sql", *options]
+        command = [sys.executable, "-c", RUN, "--store", str(store), "sql", *options]
         self.process = subprocess.Popen(
             command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True,
-            preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(other)
 
@@ -87,13 +90,6 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 
 
 def _whole(data: bytes) -> bool:
