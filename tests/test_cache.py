@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -256,3 +257,43 @@ def test_a_copy_counts_what_it_holds(tmp_path: Path) -> None:
     assert copy.held == 10
     copy.put(0, bytes(PAGE))
     assert copy.held == PAGE + 10
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_body_costs_no_byte(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, limit, write = fresh_url(), SEGMENT + (3 << 20) + 1, Copy.write
+    mirror = Mirror(url, limits=Limits(str(tmp_path / "cache")))
+    mirror.objects.write("big.tar", BODY)
+
+    def fill(copy: Copy, start: int, piece: memoryview) -> None:
+        if start + len(piece) > limit:
+            raise OSError(errno.ENOSPC, "full")
+        write(copy, start, piece)
+
+    monkeypatch.setattr(Copy, "write", fill)
+    copy = mirror.copy("big.tar")
+    assert copy is not None
+    assert mirror.read("big.tar", 0, len(BODY)) == BODY
+    assert copy.pages[: SEGMENT // PAGE].all() and not copy.pages[SEGMENT // PAGE :].any()
+    monkeypatch.setattr(Copy, "write", write)
+    assert mirror.read("big.tar", 0, len(BODY)) == BODY and copy.pages.all()
+
+
+@pytest.mark.parametrize("kind", ["cut", "short", "reset"])
+def test_a_body_that_broke_off_is_marked_when_it_has_come_whole(proxy: Proxy, tmp_path: Path, kind: str) -> None:
+    mirror = Mirror(fresh_url(), limits=Limits(str(tmp_path / "cache")))
+    mirror.objects.write("big.tar", BODY)
+    copy = mirror.copy("big.tar")
+    assert copy is not None
+    marked: list[int] = []
+
+    def spoil(number: int, request: object) -> str | None:
+        marked.append(int(copy.pages.sum()))
+        return kind if len(proxy.gets) == 1 else None
+
+    proxy.clear()
+    proxy.fault = spoil
+    assert mirror.read("big.tar", 0, SEGMENT) == BODY[:SEGMENT]
+    assert len(marked) >= 2 and not any(marked), "one answer was spoiled, and nothing of it counted"
+    assert int(copy.pages.sum()) == SEGMENT // PAGE
