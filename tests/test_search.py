@@ -752,6 +752,7 @@ def test_a_result_is_a_rowset_that_pickles(filled: deeplake.Database) -> None:
         ({"where": 5}, errors.InputError, "SQL condition"),
         ({"where": "part = ?", "params": [3]}, errors.InputError, "dict of the names"),
         ({"device": None}, errors.InputError, "cannot be used"),
+        ({"device": "meta"}, errors.InputError, "cannot be used"),
     ],
 )
 def test_wrong_options_are_refused(filled: deeplake.Database, options: Any, error: Any, match: str) -> None:

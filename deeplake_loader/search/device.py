@@ -37,7 +37,7 @@ class TorchDevice:
 
         try:
             self._device = torch.device(name)
-            torch.empty(0, device=self._device)
+            torch.empty(0, device=self._device).cpu()  # from "meta" nothing comes back
         except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(f"device={name!r} cannot be used: {error}; device='cpu' always can") from error
         self._held: dict[int, _Held] = {}
