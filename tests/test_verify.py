@@ -111,6 +111,15 @@ def test_a_digest_of_what_has_not_changed_is_not_taken_again(folder: Path) -> No
     assert after == before
 
 
+def test_a_table_of_many_columns_is_sealed_and_verified(tmp_path: Path) -> None:
+    with deeplake.connect(tmp_path / "s") as db:
+        db.execute(f"CREATE TABLE wide (id BIGINT PRIMARY KEY, {', '.join(f'c{i} INTEGER' for i in range(1_500))})")
+        db.insert("wide", [{"c0": 1}, {"c1499": 2}])
+        db.optimize()
+        found = db.verify()
+        assert found.ok and found.digests >= 2
+
+
 def test_verify_refuses_an_open_transaction(folder: Path) -> None:
     with deeplake.connect(folder) as db, db.transaction(), pytest.raises(InputError, match="outside of a transaction"):
         db.verify()

@@ -29,6 +29,8 @@ _DECLARATION = (
 MEMBERS = ("ordinal", "key", "column_name", "extension", "offset", "length", "checks", "info")
 _COMMITS = ("seq", "id", "created_at", "author", "message", "branch")
 _ROWS = 20_000
+_COMMA = " || ',' || "
+_GROUP = 50  # columns in parentheses: SQLite takes expressions of 1,000 steps, which 500 columns in one row of || have
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,9 @@ def _of(catalog: Catalog, names: tuple[str, ...], query: str, params: tuple[Any,
         each = "md5(CAST(r AS text))"
         row = catalog.fetchone(f"SELECT count(*), md5(string_agg({each}, '' ORDER BY {each})) FROM ({query}) r", params)
         return int(row[0]), str(row[1])
-    texts = " || ',' || ".join(f"quote(y.{quote_identifier(name)})" for name in names)
+    quoted = [f"quote(y.{quote_identifier(name)})" for name in names]
+    parts = (quoted[start : start + _GROUP] for start in range(0, len(quoted), _GROUP))
+    texts = _COMMA.join(f"({_COMMA.join(part)})" for part in parts)
     found = catalog.chunks(f"SELECT {texts} FROM ({query}) y", params, size=_ROWS)
     return digest_of(text for rows in found for (text,) in rows)
 
