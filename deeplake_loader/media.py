@@ -49,7 +49,7 @@ class MediaVerbs:
         >>> db.transcode("generations", "frames", "frames_small", size=256, fps=8)    # doctest: +SKIP
         JobResult(rows=1200, bad=())
         """
-        from deeplake_loader.codecs.encoding import encoder_of
+        from deeplake_loader.codecs import check_options
         from deeplake_loader.transcoding import Recipe, transcode
 
         if fps is not None and not (isinstance(fps, int | float) and 0 < fps <= 1000):
@@ -59,7 +59,7 @@ class MediaVerbs:
             raise InputError(f"size={size!r}: expected one side or (height, width), each 2..16384")
         given: dict[str, str | int | None] = {"codec": codec, "gop": gop, "crf": crf, "preset": preset}
         kind = ColumnType("VIDEO", options=tuple(sorted((k, v) for k, v in given.items() if v is not None)))
-        encoder_of(kind, f"{table}.{into}")
+        check_options(kind, f"{table}.{into}")
         rate = None if fps is None else Fraction(fps).limit_denominator(100_000)
         recipe = Recipe(kind, size, rate)
         return transcode(self, table, column, into, recipe, where=where, params=params, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -136,3 +137,32 @@ def test_a_handle_that_was_dropped_unclosed_gives_its_files_back(db: deeplake.Da
         gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
     assert len(list(Path(db.root, "shards", "t").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("VIDEO(codec='xvid')", "codec 'xvid'; frames can be encoded as h264"),
+        ("VIDEO(crf=99)", "crf 99; it must be 0..51"),
+        ("VIDEO(fps='fast')", "fps 'fast', which is no number"),
+        ("VIDEO(codec='ffv1', preset=3)", "a preset; ffv1 has none"),
+        ("VIDEO(pixel_format='rgb99')", "pixel_format 'rgb99'; libx264 writes"),
+        ("VIDEO(speed=3)", "no option speed"),
+        ("IMAGE(codec='gif')", "codec 'gif'; arrays are written as png"),
+        ("IMAGE(quality='high')", "quality 'high'; it must be 1..100"),
+        ("IMAGE(size=3)", "no option size"),
+        ("AUDIO(sample_rate=0)", "sample_rate 0; it must be 1.."),
+        ("AUDIO(codec='mp3')", "codec 'mp3'; samples are written as wav or flac"),
+        ("AUDIO(channels=2)", "no option channels"),
+        ("BLOB(codec='zip')", "BLOB has no options"),
+    ],
+)
+def test_options_by_which_nothing_could_be_encoded_are_refused_when_the_column_is_made(
+    db: deeplake.Database, kind: str, told: str
+) -> None:
+    with pytest.raises(errors.SQLError, match=re.escape(told)):
+        db.execute(f"CREATE TABLE t (id BIGINT PRIMARY KEY, media {kind})")
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY)")
+    with pytest.raises(errors.SQLError, match=re.escape(told)):
+        db.execute(f"ALTER TABLE t ADD COLUMN media {kind}")
+    assert columns(db) == ["id"]

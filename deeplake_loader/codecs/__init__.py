@@ -23,6 +23,7 @@ __all__ = [
     "Encoded",
     "MediaInfo",
     "Validate",
+    "check_options",
     "decode_tensor",
     "encode",
     "encode_many",
@@ -67,6 +68,26 @@ def encode(type: ColumnType, value: object, *, validate: Validate = "structure",
     if type.name == "BLOB":
         return _encode_blob(type, value, where)
     raise InputError(f"{where}: {type} is not a blob column")
+
+
+def check_options(type: ColumnType, where: str) -> None:
+    """Nothing, where values can be encoded by the options of a column's type.
+
+    Raises InputError, saying which can be had: when a table is made, and not when its first array comes.
+
+    >>> check_options(ColumnType.parse("VIDEO(codec='vp9', crf=30)"), "column 'clip'")
+    """
+    if not type.options or not type.is_blob:
+        return
+    if type.name == "IMAGE":
+        from deeplake_loader.codecs.images import check_options as check
+    elif type.name == "VIDEO":
+        from deeplake_loader.codecs.encoding import check_options as check
+    elif type.name == "AUDIO":
+        from deeplake_loader.codecs.audio import check_options as check
+    else:
+        raise InputError(f"{where}: {type.name} has no options, got {type}")
+    check(type, where)
 
 
 def _encode_blob(type: ColumnType, value: object, where: str) -> Encoded:

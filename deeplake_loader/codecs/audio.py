@@ -79,19 +79,28 @@ def encode_samples(type: ColumnType, value: object, where: str) -> tuple[bytes, 
             f"{where} expects {type} samples as (samples,) or (channels, samples), at most {_MAX_CHANNELS} channels, "
             f"got {describe(value)}"
         )
-    rate, codec = _rate(type, where), str(type.option("codec") or "wav").lower()
-    if codec == "wav":
-        return _wav(samples, rate), "wav"
-    if codec == "flac":
-        return _flac(samples, rate, where), "flac"
-    raise InputError(f"{where}: {type} asks for codec {codec!r}; samples are written as wav or flac")
+    rate, codec = _settings(type, where)
+    if rate is None:
+        raise InputError(f"{where}: samples need their rate; declare the column AUDIO(sample_rate=16000)")
+    return (_wav(samples, rate) if codec == "wav" else _flac(samples, rate, where)), codec
 
 
-def _rate(type: ColumnType, where: str) -> int:
-    rate = type.option("sample_rate")
-    if not isinstance(rate, int) or not 1 <= rate <= _MAX_RATE:
-        raise InputError(f"{where}: samples need their rate, got {rate!r}; declare the column AUDIO(sample_rate=16000)")
-    return rate
+def check_options(type: ColumnType, where: str) -> None:
+    """Raises InputError for an AUDIO column by whose options no samples could be encoded."""
+    _settings(type, where)
+
+
+def _settings(type: ColumnType, where: str) -> tuple[int | None, str]:
+    """(samples a second, codec) that the column asks for; a column that takes whole files needs no rate."""
+    rate, codec = type.option("sample_rate"), str(type.option("codec") or "wav").lower()
+    if rate is not None and not (isinstance(rate, int) and 1 <= rate <= _MAX_RATE):
+        raise InputError(f"{where}: {type} asks for sample_rate {rate!r}; it must be 1..{_MAX_RATE}")
+    if codec not in ("wav", "flac"):
+        raise InputError(f"{where}: {type} asks for codec {codec!r}; samples are written as wav or flac")
+    unknown = sorted({name for name, _ in type.options} - {"codec", "sample_rate"})
+    if unknown:
+        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has codec, sample_rate")
+    return rate, codec
 
 
 def _wav(samples: Array, rate: int) -> bytes:

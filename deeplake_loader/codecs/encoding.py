@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,7 +63,6 @@ Timed = tuple[int, "Array"]
 def encode_frames(type: ColumnType, value: object, where: str) -> tuple[bytes, str]:
     """(file bytes, extension) of (T, H, W, 3) uint8 frames, by the column's options: see ``encode_timed``."""
     frames = _frames(type, value, where)
-    encoder_of(type, where)  # before the work of encoding begins
     return encode_timed(type, enumerate(frames), 1 / _rate(type, where), where)
 
 
@@ -75,22 +75,23 @@ def encode_timed(type: ColumnType, frames: Iterable[Timed], base: Fraction, wher
     """
     import av
 
-    codec, encoder = encoder_of(type, where)
+    settings, codec = _settings(type, where), _encoder_of(type, where)[0]
     if codec == "av1":  # the encoder tells its settings on stderr unless it is asked not to
         os.environ.setdefault("SVT_LOG", "1")
     file = io.BytesIO()
     try:
         # bitexact: no random ids in the file; x264 may still write other bytes for equal frames
-        with av.open(file, "w", format=encoder.container, options={"fflags": "+bitexact"}) as container:
-            _write(container, encoder, type, frames, base, where)
+        with av.open(file, "w", format=settings.encoder.container, options={"fflags": "+bitexact"}) as container:
+            _write(container, settings, frames, base, where)
     except (OSError, ValueError, RuntimeError) as error:  # PyAV's errors derive from these
         if isinstance(error, DeeplakeError):
             raise
         raise MediaError(f"{where}: the frames cannot be encoded as {codec}: {reason(error)}") from error
-    return file.getvalue(), _EXTENSIONS.get(encoder.container, encoder.container)
+    container_name = settings.encoder.container
+    return file.getvalue(), _EXTENSIONS.get(container_name, container_name)
 
 
-def encoder_of(type: ColumnType, where: str) -> tuple[str, Encoder]:
+def _encoder_of(type: ColumnType, where: str) -> tuple[str, Encoder]:
     """(codec, encoder) that the column asks for. Raises InputError, naming those that can be had."""
     import av
 
@@ -103,6 +104,37 @@ def encoder_of(type: ColumnType, where: str) -> tuple[str, Encoder]:
     if unknown:
         raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
     return codec, ENCODERS[codec]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the column's options say: the ``encoder`` with its ``options``, frames a second, frames between key frames,
+    the pixel format that is asked for."""
+
+    encoder: Encoder
+    options: dict[str, str]
+    rate: Fraction
+    gop: int
+    pixel_format: str | None
+
+
+def check_options(type: ColumnType, where: str) -> None:
+    """Raises InputError for a VIDEO column by whose options no frames could be encoded."""
+    _settings(type, where)
+
+
+def _settings(type: ColumnType, where: str) -> _Settings:
+    encoder = _encoder_of(type, where)[1]
+    options = dict(encoder.options)
+    if encoder.crf is not None:
+        options["crf"] = str(_number(type, "crf", encoder.crf, 0, encoder.max_crf, where))
+    preset = type.option("preset")
+    if preset is not None:
+        if encoder.preset is None:
+            raise InputError(f"{where}: {type} asks for a preset; {encoder.name} has none")
+        options[encoder.preset] = str(preset)
+    gop = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
+    return _Settings(encoder, options, _rate(type, where), gop, _pixel_format(encoder, type, where))
 
 
 def _frames(type: ColumnType, value: object, where: str) -> Array:
@@ -157,13 +189,11 @@ def _stack(type: ColumnType, frames: Sequence[object], where: str) -> Array:
     return np.stack(arrays)
 
 
-def _write(
-    container: Any, encoder: Encoder, type: ColumnType, frames: Iterable[Timed], base: Fraction, where: str
-) -> None:
+def _write(container: Any, settings: _Settings, frames: Iterable[Timed], base: Fraction, where: str) -> None:
     stream: Any = None
     for ticks, pixels in frames:
         if stream is None:
-            stream = _stream(container, encoder, type, pixels, base, where)
+            stream = _stream(container, settings, pixels, base)
         if pixels.shape != (stream.height, stream.width, 3):
             raise DimensionError(f"{where}: a frame of {pixels.shape} follows frames of {stream.width}x{stream.height}")
         for packet in stream.encode(_frame(stream.pix_fmt, pixels, ticks, base)):
@@ -174,32 +204,26 @@ def _write(
         container.mux(packet)
 
 
-def _stream(container: Any, encoder: Encoder, type: ColumnType, pixels: Array, base: Fraction, where: str) -> Any:
-    options = dict(encoder.options)
-    if encoder.crf is not None:
-        options["crf"] = str(_number(type, "crf", encoder.crf, 0, encoder.max_crf, where))
-    preset = type.option("preset")
-    if preset is not None:
-        if encoder.preset is None:
-            raise InputError(f"{where}: {type} asks for a preset; {encoder.name} has none")
-        options[encoder.preset] = str(preset)
-    stream = container.add_stream(encoder.name, rate=_rate(type, where), options=options)
+def _stream(container: Any, settings: _Settings, pixels: Array, base: Fraction) -> Any:
+    encoder = settings.encoder
+    stream = container.add_stream(encoder.name, rate=settings.rate, options=settings.options)
     stream.height, stream.width = pixels.shape[:2]
-    stream.pix_fmt = _pixel_format(encoder, type, bool(stream.width % 2 or stream.height % 2), where)
+    is_odd = stream.width % 2 or stream.height % 2
+    stream.pix_fmt = settings.pixel_format or (encoder.odd if is_odd else encoder.even)
     context = stream.codec_context
     context.time_base = base
-    context.gop_size = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
+    context.gop_size = settings.gop
     if stream.pix_fmt not in _RGB:
         _tag_colours(context)
     return stream
 
 
-def _pixel_format(encoder: Encoder, type: ColumnType, is_odd: bool, where: str) -> str:
+def _pixel_format(encoder: Encoder, type: ColumnType, where: str) -> str | None:
     import av
 
     asked = type.option("pixel_format")
     if asked is None:
-        return encoder.odd if is_odd else encoder.even
+        return None
     known = [format.name for format in av.codec.Codec(encoder.name, "w").video_formats or ()]
     if asked not in known:
         raise InputError(

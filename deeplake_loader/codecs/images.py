@@ -295,15 +295,29 @@ def check_pixels(array: Array, type: ColumnType, value: object, where: str) -> A
     return np.ascontiguousarray(array)
 
 
-def _encode_pixels(type: ColumnType, image: Pillow.Image, where: str) -> Encoded:
+def check_options(type: ColumnType, where: str) -> None:
+    """Raises InputError for an IMAGE column by whose options no array could be encoded."""
+    _settings(type, where)
+
+
+def _settings(type: ColumnType, where: str) -> tuple[str, dict[str, Any]]:
+    """(codec, options for Pillow) that the column asks for."""
     codec = str(type.option("codec") or "png").lower().replace("jpg", "jpeg")
     if codec not in _ENCODERS:
         raise InputError(f"{where}: {type} asks for codec {codec!r}; arrays are written as {', '.join(_ENCODERS)}")
+    unknown = sorted({name for name, _ in type.options} - {"codec", "quality"})
+    if unknown:
+        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has codec, quality")
+    quality = _quality(type, where)
+    return codec, {"compress_level": 3} if codec == "png" else {"quality": quality}
+
+
+def _encode_pixels(type: ColumnType, image: Pillow.Image, where: str) -> Encoded:
+    codec, options = _settings(type, where)
     if image.width * image.height > MAX_PIXELS:
         raise MediaError(f"{where}: {image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
     from PIL import Image
 
-    options: dict[str, Any] = {"compress_level": 3} if codec == "png" else {"quality": _quality(type, where)}
     if codec == "jpeg" and image.mode not in ("L", "RGB"):
         image = Image.fromarray(_to_rgb(image))
     file = io.BytesIO()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, pairwise
 
+from deeplake_loader.codecs import check_options
 from deeplake_loader.errors import InputError, SQLError, UnsupportedSQLError
 from deeplake_loader.postgres.names import check_identifier, physical
 from deeplake_loader.postgres.vectors import check_of, declared, form_of
@@ -120,7 +121,7 @@ class _Edits:
             self._changes.append((word.start, word.stop, "jsonb"))
         if spelled not in (*BLOBS, "VECTOR", "HALFVEC"):
             return None
-        kind = self._parsed(word, self._reading.sql[word.start : stop])
+        kind = self._parsed(column.name, word, self._reading.sql[word.start : stop])
         if kind.is_vector:
             text = declared(kind, pgvector=pgvector)
             if form_of(kind, pgvector=pgvector) == "real[]":
@@ -130,12 +131,14 @@ class _Edits:
         self._changes.append((word.start, stop, text))
         return kind
 
-    def _parsed(self, word: Token, text: str) -> ColumnType:
+    def _parsed(self, column: str, word: Token, text: str) -> ColumnType:
         try:
             if word.text.upper() == "HALFVEC":
                 kind = ColumnType.parse("VECTOR" + text[len("HALFVEC") :])
                 return ColumnType("VECTOR", "float16", kind.shape)
-            return ColumnType.parse(text)
+            kind = ColumnType.parse(text)
+            check_options(kind, f"column {column!r}")
+            return kind
         except InputError as error:
             raise SQLError(str(error), sql=self._reading.sql, position=word.start) from None
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 
+from deeplake_loader.codecs import check_options
+from deeplake_loader.errors import InputError
 from deeplake_loader.sql import tree
 from deeplake_loader.sql.casts import CONSTANT, assign
 from deeplake_loader.sql.ordering import order_text
@@ -108,6 +110,10 @@ class TableCompiler:
             self.context.refuse(f"{kind}{'[]' * node.type.array} columns are not supported; {hint}", node.type.pos)
         if node.type.length == 0:
             self.context.fail("VECTOR needs its dimension: VECTOR(768)", node.type.pos)
+        try:
+            check_options(kind, f"column {node.name.text!r}")
+        except InputError as error:
+            self.context.fail(str(error), node.type.pos)
         key = node.name.text in keys
         if key and not kind.is_scalar:
             self.context.fail(f"{kind} cannot be a primary key", node.pos)
