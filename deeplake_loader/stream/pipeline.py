@@ -25,7 +25,7 @@ from deeplake_loader.stream.stats import Times
 _WAIT_S = 0.1
 _JOIN_S = 10.0
 _JOIN_STALLED_S = 0.1  # for threads of which one is known to hang
-_LAST_STEP_S = 0.5  # that the interpreter's exit waits for daemon threads which take batches
+_LAST_STEP_S = 2.0  # that the interpreter's exit waits for daemon threads which take batches
 
 _Queue: TypeAlias = "SimpleQueue[Callable[[], None] | None]"
 Step = TypeVar("Step")
