@@ -413,6 +413,20 @@ def _repointed(target: Path, change: Callable[[sqlite3.Connection], object]) -> 
     (target / "published.json").write_bytes(made.to_json())
 
 
+@pytest.mark.parametrize("kind", ["shards/**/*.tar", "vectors/**/*.npy"])
+def test_a_damaged_file_is_found_before_it_is_published(folder: Path, tmp_path: Path, kind: str) -> None:
+    with deeplake.connect(folder) as db:
+        db.optimize()
+    damaged = max(folder.glob(kind), key=lambda path: path.stat().st_size)
+    body = bytearray(damaged.read_bytes())
+    body[len(body) // 2] ^= 4
+    damaged.write_bytes(body)
+    told = rf"{re.escape(damaged.name)} is not as it was written"
+    with deeplake.connect(folder) as db, pytest.raises(CorruptionError, match=told):
+        db.publish(tmp_path / "there")
+    assert not list((tmp_path / "there").glob("published*.json"))
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "../../secret.tar", "/etc/passwd", "file:///tmp/x#0"])
 def test_a_snapshot_never_opens_files_of_the_readers_machine(db: deeplake.Database, tmp_path: Path, url: str) -> None:
     target = tmp_path / "there"

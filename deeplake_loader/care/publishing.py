@@ -214,19 +214,19 @@ class _Placing:
             return self._place_adopted(row, name, snapshot)
         if row.state != "sealed":
             return self._place_open(row, name, snapshot)
-        self._take(name, self._made if row.kind == "vector" else self._catalog)
+        self._take(name, self._made if row.kind == "vector" else self._catalog, sha256=row.sha256)
         if row.kind == "shard":
             self._take(sidecar_path(name), self._catalog, lacking=True)
         return {}
 
-    def _take(self, name: str, source: Catalog, *, lacking: bool = False) -> None:
-        """Copies one of the store's own files as it is, unless it is there; one may be ``lacking`` that can be made
-        anew."""
+    def _take(self, name: str, source: Catalog, *, sha256: str | None = None, lacking: bool = False) -> None:
+        """Copies one of the store's own files as it was written, unless it is there; one may be ``lacking`` that can be
+        made anew."""
         if name not in self._done and (self._target is not self._own or source is not self._catalog):
             self._done.add(name)
             try:
                 with opened(source, name) as (fd, size):
-                    self._send(name, fd, size)
+                    self._send(name, fd, size, sha256)
             except NotFoundError:
                 if not lacking:
                     raise
@@ -269,11 +269,16 @@ class _Placing:
                 self._target.write(sidecar_path(name), file.read(), exclusive=False)
         return {"url": name, "state": "sealed", "size": size - len(END), "sha256": digest}
 
-    def _send(self, name: str, fd: int, size: int) -> None:
+    def _send(self, name: str, fd: int, size: int, sha256: str | None = None) -> None:
         if self._there.get(name) == size:
             return
         with tempfile.NamedTemporaryFile() as file:  # what is uploaded is what was read, whatever happens to the file
             _copy(fd, size, file.fileno(), name)
+            if sha256 is not None and hash_file(file.fileno(), size, name) != sha256:
+                raise CorruptionError(
+                    f"{name} is not as it was written (its sha256 differs); nothing was published: run "
+                    "verify(repair=True), put the file back from a copy, or delete the rows that verify names"
+                )
             self._target.upload(name, file.name)
         self.copied, self.nbytes = self.copied + 1, self.nbytes + size
         self._there[name] = size
