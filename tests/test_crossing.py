@@ -15,7 +15,7 @@ from tars import tar
 import deeplake_loader as deeplake
 from deeplake_loader.care import crossing, publishing
 from deeplake_loader.database import reopen
-from deeplake_loader.errors import DeeplakeError
+from deeplake_loader.errors import DeeplakeError, InputError
 
 SCALARS = (
     "CREATE TABLE scalars (a TEXT, n INTEGER, yes BOOLEAN, i SMALLINT, x REAL, y DOUBLE PRECISION, c NUMERIC(10, 2), "
@@ -157,3 +157,36 @@ def test_a_value_that_a_file_cannot_hold_is_refused_by_its_column(db: deeplake.D
     with pytest.raises(DeeplakeError, match="exact"):
         db.publish(tmp_path / "there")
     assert not (tmp_path / "there" / "published.json").exists()
+
+
+def test_a_column_of_a_type_that_a_file_has_not_is_named(db: deeplake.Database, tmp_path: Path) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, words TEXT[])")
+    with pytest.raises(InputError, match=r"t\.words is of PostgreSQL's type text\[\]"):
+        db.publish(tmp_path / "there")
+
+
+def test_json_stays_the_value_that_it_is(db: deeplake.Database, tmp_path: Path) -> None:
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, j JSON)")
+    for i, text in enumerate(['"abc"', '"123"', "null", None, "1.5", '{"a": [null, "1"]}', '"[1]"', "true"]):
+        db.execute("INSERT INTO t VALUES (%s, CAST(%s AS JSON))", [i, text])
+    db.publish(tmp_path / "there")
+    query = "SELECT id, j, j IS NULL FROM t ORDER BY id"
+    with deeplake.connect(tmp_path / "there") as reader:
+        found = [tuple(row) for row in reader.execute(query)]
+    assert [row[1] for row in found] == ["abc", "123", None, None, 1.5, {"a": [None, "1"]}, "[1]", True]
+    assert [row[2] for row in found] == [False, False, False, True, False, False, False, False]
+    assert found == [tuple(row) for row in db.execute(query)]
+
+
+@pytest.mark.parametrize("kind, keys", [("REAL", "(0.1), (0.2), (0.3), (7)"), ("NUMERIC", "(0.1), (0.25), (1e3)"),
+                                        ("TEXT", "('a'), ('B'), ('-b'), ('\u00e9'), ('')")])  # fmt: skip
+def test_parts_meet_at_any_key(
+    db: deeplake.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, keys: str
+) -> None:
+    monkeypatch.setattr(crossing, "_ROWS", 1)
+    db.execute(f'CREATE TABLE "T;""t" ("K ey" {kind} PRIMARY KEY)')
+    db.execute(f'INSERT INTO "T;""t" VALUES {keys}')
+    db.publish(tmp_path / "there")
+    with deeplake.connect(tmp_path / "there") as reader:
+        found, own = ({row[0] for row in one.execute('SELECT * FROM "T;""t"')} for one in (reader, db))
+    assert found == own and len(own) == keys.count("(")

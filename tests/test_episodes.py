@@ -17,6 +17,7 @@ from conftest import moving_frames
 import deeplake_loader as deeplake
 from deeplake_loader.errors import CorruptionError, InputError, NotFoundError
 from deeplake_loader.ingest import infer
+from deeplake_loader.ingest.lerobot import read_dataset
 
 FPS = 10
 CAMERA, WRIST = "observation.images.top", "observation.images.wrist"
@@ -219,12 +220,43 @@ def change(folder: Path, **changes: object) -> None:
     "changes",
     [{"data_path": "../{episode_index:06d}.parquet"}, {"data_path": "/etc/{episode_index:06d}"}, {"fps": 0},
      {"data_path": "{episode_index.__class__}"}, {"data_path": "{episode_index:0999999999d}"}, {"features": [1]},
-     {"video_path": None}, {"chunks_size": 0}],
+     {"video_path": None}, {"chunks_size": 0}, {"fps": 10**400}],
 )  # fmt: skip
 def test_metadata_that_leads_elsewhere_is_refused(v2: Path, changes: dict[str, object]) -> None:
     change(v2, **changes)
     with pytest.raises(CorruptionError, match="not what LeRobot writes"):
         infer(v2)
+
+
+@pytest.mark.sqlite_only("nothing is written")
+@pytest.mark.parametrize("line", ['{"episode_index": 1e999, "length": 8}', "[" * 100_000,
+                                  '{"episode_index": 0, "length": 1' + "0" * 400 + "}"])  # fmt: skip
+def test_episodes_beyond_all_numbers_are_refused(v2: Path, line: str) -> None:
+    (v2 / "meta" / "episodes.jsonl").write_text(f"{line}\n")
+    with pytest.raises(CorruptionError, match="not what LeRobot writes"):
+        read_dataset(str(v2), "v2")
+
+
+SPOILED: dict[str, tuple[str, Any]] = {
+    "one has none and the next two": ("action", [None, [1.0] * 6] + [[1.0] * 3] * 10),
+    "one has less and the next more": ("action", [[1.0] * 2, [1.0] * 4] + [[1.0] * 3] * 10),
+    "words": ("action", ["1"] * 12),
+    "records": ("action", [{"a": 1}] * 12),
+    "no truth": ("next.done", [2] * 12),
+    "a fraction": ("task_index", [0.5] * 12),
+    "numbers as words": ("episode_index", ["1"] * 12),
+}
+
+
+@pytest.mark.sqlite_only("nothing of the catalog's")
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_frames_that_are_no_such_numbers_are_told(db: deeplake.Database, v2: Path, spoiled: str) -> None:
+    name, values = SPOILED[spoiled]
+    table = frames_of(1)
+    table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    write_table(v2 / "data/chunk-000/episode_000001.parquet", table)
+    report = db.ingest("robot", v2, on_error="skip")
+    assert report.added == 2 and [item.member for item in report.skipped] == ["episode 1"]
 
 
 @pytest.mark.sqlite_only("nothing is written")

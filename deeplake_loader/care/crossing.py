@@ -17,7 +17,7 @@ from deeplake_loader.care.publishing import copy_file
 from deeplake_loader.errors import InputError
 from deeplake_loader.rows import StoredBlobs
 from deeplake_loader.sqlite_catalog import SqliteCatalog
-from deeplake_loader.types import ORDINAL_BITS, Table, quote_identifier, unpack_address
+from deeplake_loader.types import ORDINAL_BITS, Column, Table, quote_identifier, unpack_address
 
 if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
@@ -70,6 +70,10 @@ def _fill(source: Any, target: Any) -> None:
 def _declaration(table: Table) -> str:
     if not table.primary_key:
         raise InputError(f"the table {table.name!r} has no primary key, which a catalog in a file needs; give it one")
+    for column in table.columns:
+        if (native := column.type.option("native")) is not None:
+            raise InputError(f"{table.name}.{column.name} is of PostgreSQL's type {native}, which a catalog in a file "
+                             "has not; publish a store without it, or keep it as TEXT or JSON")  # fmt: skip
     columns = [
         f"{quote_identifier(c.name)} {c.type}{'' if c.nullable or c.name in table.primary_key else ' NOT NULL'}"
         for c in table.columns
@@ -104,9 +108,10 @@ def _copy(catalog: Catalog, target: Catalog, table: str, columns: str, where: st
 
 def _parts(source: Any, table: Table) -> Iterator[RowSet]:
     """All rows, in the order of their key, some at a time."""
-    names = ", ".join(quote_identifier(column.name) for column in table.columns)
+    names = ", ".join(map(_selected, table.columns))
     keys = ", ".join(map(quote_identifier, table.primary_key))
     places = [next(i for i, c in enumerate(table.columns) if c.name == name) for name in table.primary_key]
+    marks = ["CAST(%s AS REAL)" if table.columns[i].type.name == "REAL" else "%s" for i in places]
     after, bound = "", list[Any]()
     while True:
         sql = f"SELECT {names} FROM {quote_identifier(table.name)} {after} ORDER BY {keys} LIMIT {_ROWS}"
@@ -116,7 +121,13 @@ def _parts(source: Any, table: Table) -> Iterator[RowSet]:
         if len(rows) < _ROWS:
             return
         bound = [rows[-1][i] for i in places]
-        after = f"WHERE ({keys}) > ({', '.join('%s' for _ in bound)})"
+        after = f"WHERE ({keys}) > ({', '.join(marks)})"
+
+
+def _selected(column: Column) -> str:
+    """JSON as its text, which tells its own null from NULL, and a string from the text of another value."""
+    name = quote_identifier(column.name)
+    return f"CAST({name} AS TEXT) AS {name}" if column.type.name == "JSON" else name
 
 
 def _columns(table: Table, rows: RowSet, target: Any) -> dict[str, Sequence[Any]]:

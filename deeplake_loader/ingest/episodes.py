@@ -144,17 +144,32 @@ class EpisodesReading:
         return {_INDEX: episode.index, "task": task, "length": episode.length, "fps": self.dataset.fps, **found}
 
     def _values(self, column: Any, feature: Feature) -> Any:
-        """A feature's values of all frames: an array, or a list of texts."""
+        """A feature's values of all frames: an array, or a list of texts.
+
+        Raises:
+            ValueError: a frame has none, or not as many as others; or they are no numbers of the feature's dtype.
+        """
         if not feature.is_numeric:
             return column.to_pylist()
+        import numpy as np
+        import pyarrow.compute as pc
         import pyarrow.types as is_
 
         length, flat = len(column), column.combine_chunks()
         while is_.is_list(flat.type) or is_.is_fixed_size_list(flat.type) or is_.is_large_list(flat.type):
+            if flat.null_count or len(pc.unique(pc.list_value_length(flat))) > 1:  # else those behind it would move up
+                raise ValueError("a frame has no value, or not as many numbers as others")
             flat = flat.flatten()
         if flat.null_count:
             raise ValueError("a frame has no value")
-        return flat.to_numpy(zero_copy_only=False).astype(feature.dtype).reshape(length, *feature.frame_shape)
+        if not (is_.is_integer(flat.type) or is_.is_floating(flat.type) or is_.is_boolean(flat.type)):
+            raise ValueError(f"its table holds {flat.type!s:.50}, its metadata says {feature.dtype}")
+        values = flat.to_numpy(zero_copy_only=False)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = values.astype(feature.dtype)
+        if found.dtype.kind in "iub" and not np.array_equal(found, values):
+            raise ValueError(f"its table holds a number that is no {feature.dtype}, as its metadata says")
+        return found.reshape(length, *feature.frame_shape)
 
     def _frames(self, target: Target) -> Iterator[tuple[Episode, Any]]:
         """Each episode with the rows of its table that are its own, in their order."""
@@ -185,9 +200,12 @@ class EpisodesReading:
         with file_errors("read", path):
             try:
                 with pq.ParquetFile(path) as file:
-                    lost = [n for n in (_INDEX, *wanted) if n not in file.schema_arrow.names]
+                    schema = file.schema_arrow
+                    lost = [n for n in (_INDEX, *wanted) if schema.names.count(n) != 1]
                     if lost:
-                        raise InputError(f"{path} has no column {lost[0]!r}, which meta/info.json names")
+                        raise InputError(f"{path} has no column {lost[0]!r}, or several, which meta/info.json names")
+                    if not pa.types.is_integer(schema.field(_INDEX).type):
+                        raise CorruptionError(f"{path}: {_INDEX} is {schema.field(_INDEX).type!s:.50}, no whole number")
                     return file.read(columns=[_INDEX, *wanted])
             except pa.ArrowException as error:
                 raise CorruptionError(f"{path} is damaged or cut: {str(error)[:200]}") from error

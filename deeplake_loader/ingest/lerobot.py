@@ -111,7 +111,7 @@ def read_dataset(folder: str, name: str) -> Dataset:
         episodes = sorted(made(folder, info, cameras, fps), key=lambda episode: episode.index)
     except DeeplakeError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CorruptionError(f"{name}: its meta folder is not what LeRobot writes: {error!r:.200}") from error
     if not episodes:
         raise InputError(f"{name} holds no episodes")
