@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from conftest import Server
 from tars import tar
 
 import deeplake_loader as deeplake
-from deeplake_loader.care import crossing, publishing
+from deeplake_loader.care import crossing, leases, publishing
 from deeplake_loader.database import reopen
 from deeplake_loader.errors import DeeplakeError, InputError
 
@@ -149,6 +151,17 @@ def test_a_gc_without_an_age_limit_leaves_what_is_being_published(
     with deeplake.connect(tmp_path / "there") as reader:
         assert [r.data.bytes()[0] for r in reader.execute("SELECT data FROM b ORDER BY id")] == list(range(9))
     assert any(name.startswith("shards/b/") for name in db.gc(older_than_s=0).files)
+
+
+def test_leases_live_by_the_servers_clock(db: deeplake.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with leases.hold(db._catalog, ["shards/b/x.tar"]) as lease:
+        for hours in (-48, 48):  # another machine's clock
+            monkeypatch.setattr(leases, "time", SimpleNamespace(time=lambda by=hours: time.time() + by * 3_600))
+            assert leases.held(db._catalog) == leases.Held(1, False, frozenset({"shards/b/x.tar"}))
+            leases.forget_dead(db._catalog)
+            lease.renew()
+        monkeypatch.setattr(leases, "LIFE_S", -1.0)
+        assert leases.held(db._catalog).count == 0
 
 
 def test_a_value_that_a_file_cannot_hold_is_refused_by_its_column(db: deeplake.Database, tmp_path: Path) -> None:

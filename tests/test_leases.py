@@ -161,10 +161,10 @@ def test_a_lease_is_renewed_while_its_work_goes_on_and_gone_afterwards(
     renewed = threading.Event()
     known = leases._now
 
-    def now() -> str:
+    def now(catalog: Any) -> str:
         if threading.current_thread() is not threading.main_thread():
             renewed.set()
-        return known()
+        return known(catalog)
 
     monkeypatch.setattr(leases, "_now", now)
     with leases.hold(db._catalog, ["shards/b/x.tar"]):

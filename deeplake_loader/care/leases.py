@@ -4,7 +4,8 @@
 
 A lease is taken in the catalog before the work looks at it, so a `gc` either came before and its removals are seen, or
 sees the lease. At first it holds every file; `narrow` names those it goes on needing. A thread renews it; one that was
-not renewed for 15 minutes (its process was killed, its machine is gone) holds nothing. Leases are no commits.
+not renewed for 15 minutes (its process was killed, its machine is gone) holds nothing. The clock is PostgreSQL's; that
+of a catalog in a file is the machine's, which those who share one have to have set alike. Leases are no commits.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Lease:
         Raises:
             LockedError: it was given up meanwhile, and what it held may be gone.
         """
-        if self._catalog.execute(_RENEW, (_now(), _LEASE + self._name)).rowcount != 1:
+        if self._catalog.execute(_RENEW, (_now(self._catalog), _LEASE + self._name)).rowcount != 1:
             raise LockedError("this process stood still for so long that gc no longer waited for it; do it again")
 
 
@@ -72,7 +73,7 @@ def hold(catalog: Catalog, files: Iterable[str] | None = None) -> Iterator[Lease
     lease = Lease(catalog, name)
     if files is not None:
         lease.narrow(files)
-    catalog.execute(_SET, (_LEASE + name, _now()))
+    catalog.execute(_SET, (_LEASE + name, _now(catalog)))
     if catalog.dialect == "postgres":  # where a gc that did not see the lease may still be on its way
         with catalog.transaction():
             catalog.connection.execute("LOCK TABLE _dl_files IN ROW EXCLUSIVE MODE")
@@ -91,30 +92,33 @@ def hold(catalog: Catalog, files: Iterable[str] | None = None) -> Iterator[Lease
 def _keep(catalog: Catalog, name: str, ended: threading.Event) -> None:
     """Renews a lease, on a connection of its own: the handle may be busy for long."""
     while not ended.wait(_RENEWED_S):
-        with suppress(DeeplakeError), closing(catalog.location.open()) as own:
-            own.execute(_RENEW, (_now(), _LEASE + name))
+        with suppress(DeeplakeError, OSError), closing(catalog.location.open()) as own:
+            own.execute(_RENEW, (_now(own), _LEASE + name))
 
 
 def held(catalog: Catalog) -> Held:
     """What is held by the leases that live."""
-    facts = _facts(catalog)
-    names = [name for name, renewed in facts if renewed >= time.time() - LIFE_S]
+    names = [name for name, lives in _facts(catalog) if lives]
     lists = [catalog.meta(_HELD + name) for name in names]
     return Held(len(names), None in lists, frozenset(file for text in lists if text for file in json.loads(text)))
 
 
 def forget_dead(catalog: Catalog) -> None:
     """Takes the others out of the catalog, within the transaction of the gc that does not wait for them."""
-    for name, renewed in _facts(catalog):
-        if renewed < time.time() - LIFE_S:
+    for name, lives in _facts(catalog):
+        if not lives:
             catalog.execute(_FORGET, (_LEASE + name, _HELD + name))
 
 
-def _facts(catalog: Catalog) -> list[tuple[str, float]]:
-    """(name, when it was renewed) of every lease."""
+def _facts(catalog: Catalog) -> list[tuple[str, bool]]:
+    """Every lease's name, and whether it lives."""
     rows = catalog.fetchall("SELECT key, value FROM _dl_meta WHERE key LIKE ?", (f"{_LEASE}%",))
-    return [(key.removeprefix(_LEASE), int(value) / 1000) for key, value in rows]
+    limit = int(_now(catalog)) - LIFE_S * 1000
+    return [(key.removeprefix(_LEASE), int(value) >= limit) for key, value in rows]
 
 
-def _now() -> str:
+def _now(catalog: Catalog) -> str:
+    """Milliseconds since 1970 by the clock that all who share the catalog read."""
+    if catalog.dialect == "postgres":
+        return str(catalog.fetchone("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)")[0])
     return str(int(time.time() * 1000))
