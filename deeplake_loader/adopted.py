@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from deeplake_loader.errors import InputError, StoreError
 
@@ -24,6 +24,9 @@ ROOTS = "adopted_roots"
 TRUSTED_HOSTS = "DEEPLAKE_TRUSTED_HOSTS"
 """Environment: hosts, with or without a port, commas between them, that need not be public. The reader's say, never the
 catalog's: a catalog made elsewhere could else have files of the reader's network read."""
+
+_NAT64 = ip_network("64:ff9b::/96")
+_OWN = (".local", ".internal", ".localhost", ".localdomain")
 
 
 class Facts(Protocol):
@@ -92,18 +95,27 @@ def add_roots(facts: Writes, urls: Iterable[str]) -> None:
 
 def check_url(url: str) -> None:
     """Refuses what no adopted file may be: another scheme, credentials in the url, a host that is not public."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in SCHEMES:
         raise InputError(f"{_shown(url)} cannot be adopted: its scheme is none of {', '.join(SCHEMES)}")
     if parts.username or parts.password:
         raise InputError(f"{_shown(url)} holds a user name or password; give credentials by the environment")
     if any(part in (".", "..") for part in unquote(parts.path).split("/")) or "\0" in unquote(parts.path):
         raise InputError(f"{_shown(url)} is no plain path: it holds '.', '..' or a NUL")
-    if parts.scheme in ("http", "https") and not (_is_public(parts.hostname or "") or _is_trusted(parts.netloc)):
+    if parts.scheme in ("http", "https") and not may_be_asked(parts.netloc):
         raise InputError(
             f"{_shown(url)} lies on a host that is not public; name it in ${TRUSTED_HOSTS} where you trust it, or "
             "download the file, then ingest it"
         )
+
+
+def may_be_asked(netloc: str) -> bool:
+    """Whether a host, perhaps with a port, is public or one that the environment trusts.
+
+    >>> may_be_asked("data.example.org"), may_be_asked("127.0.0.1:80"), may_be_asked("127.1")
+    (True, False, False)
+    """
+    return _is_public(_split(f"//{netloc}").hostname or "") or _is_trusted(netloc)
 
 
 def allowed(url: str, below: Iterable[str]) -> bool:
@@ -143,6 +155,13 @@ def local_path(url: str, facts: Facts) -> str:
     return path
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise InputError("the host of a url cannot be read; write https://host/path or https://[::1]/path") from None
+
+
 def _shown(url: str) -> str:
     """The url without what may be a secret in it."""
     parts = urlsplit(url)
@@ -158,6 +177,20 @@ def _is_trusted(netloc: str) -> bool:
 def _is_public(host: str) -> bool:
     """Whether a name or address is not plainly one of this machine or network; a name is looked up when it is read."""
     try:
-        return ip_address(host).is_global
+        host = (host if host.isascii() else host.encode("idna").decode()).lower().rstrip(".")
+    except UnicodeError:
+        return False
+    try:
+        return _is_public_address(ip_address(host))
     except ValueError:
-        return "." in host and not host.lower().rstrip(".").endswith((".local", ".internal", ".localhost"))
+        name, _, last = host.rpartition(".")
+    # no domain's last part begins with a digit, but C libraries read 127.1, 0x7f.1 and 0177.0.0.1 as addresses
+    return bool(name) and last[0].isalpha() and not host.endswith(_OWN)
+
+
+def _is_public_address(address: IPv4Address | IPv6Address) -> bool:
+    """Those of IPv6 that stand for one of IPv4 are not: that one may be anything."""
+    stands_for = isinstance(address, IPv6Address) and (
+        address in _NAT64 or address.ipv4_mapped or address.sixtofour or address.teredo
+    )
+    return address.is_global and not address.is_multicast and not stands_for

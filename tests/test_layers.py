@@ -29,7 +29,7 @@ RANKS = {
     "behind": 1,
     "progress": 1,
     "extents": 2,
-    "adopted": 2,
+    "adopted": 1,
     "storage": 2,
     "batches": 2,
     "matrices": 2,

@@ -6,18 +6,19 @@ import gzip
 import io
 import logging
 import re
+import socket
 import sqlite3
 import tarfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import deeplake_loader as deeplake
-from deeplake_loader.adopted import TRUSTED_HOSTS
+from deeplake_loader.adopted import TRUSTED_HOSTS, allowed, may_be_asked
 from deeplake_loader.errors import DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.ingest.sources import find
 from deeplake_loader.storage.objects import open_object
@@ -47,8 +48,9 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.ranges, self.says_length = True, True
-        self.sent = 0
+        self.sent, self.leads_to = 0, ""
         self.asked: list[tuple[str, str | None]] = []
+        self.credentials: list[str | None] = []
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -61,11 +63,12 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.lstrip("/").partition("?")
         span = self.headers.get("Range")
         self.server.asked.append((self.path, span))
+        self.server.credentials.append(self.headers.get("Authorization"))
         if path.startswith("signed/") and query != f"X-Signature={SECRET}":
             self._head(403, 0)
-        elif path == "moved.tar":
+        elif path == "moved.tar" or self.server.leads_to:
             self.send_response(302)
-            self.send_header("Location", "/a.tar")
+            self.send_header("Location", self.server.leads_to or "/a.tar")
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif path.removesuffix("/") == "list":
@@ -112,6 +115,19 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     server.files = {"a.tar": packed(), "b.tar.gz": gzip.compress(packed()), "signed/a.tar": packed(), "empty.tar": b""}
     server.files |= {f"list/x-{n}.tar": packed(5) for n in range(2)}
     monkeypatch.setenv(TRUSTED_HOSTS, f"elsewhere.test, 127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def other() -> Iterator[Web]:
+    """A second server, which nobody trusts."""
+    server = Web()
+    server.files = {"a.tar": packed()}
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -230,7 +246,7 @@ def test_a_file_that_grows_between_two_requests_is_refused(web: Web) -> None:
     objects, name = open_object(web.url("a.tar"))
     with pytest.raises(DeeplakeError, match="announced and more came"):
         objects.fetch(name, io.BytesIO(), len(web.files["a.tar"]) - 1)  # type: ignore[attr-defined]
-    with pytest.raises(DeeplakeError, match="announced and [0-9]+ came"):
+    with pytest.raises(DeeplakeError, match=r"announced and [0-9]+ came"):
         objects.fetch(name, io.BytesIO(), len(web.files["a.tar"]) + 1)  # type: ignore[attr-defined]
 
 
@@ -253,3 +269,83 @@ def test_a_host_that_is_not_public_is_asked_only_where_the_environment_names_it(
     with pytest.raises(StoreError, match="never adopted"):
         rows(db)
     assert len(web.asked) == before
+
+
+def test_a_redirect_to_a_host_that_is_not_public_is_not_followed(
+    db: deeplake.Database, web: Web, other: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when a catalog's file is read nor when one is ingested, listed or looked at."""
+    db.ingest("t", web.url("a.tar"))
+    web.leads_to = other.url("a.tar") + f"?X-Signature={SECRET}"
+    objects, name = open_object(web.url("a.tar"))
+    asking: list[Callable[[], object]] = [
+        lambda: rows(db),
+        lambda: db.ingest("u", web.url("b.tar")),
+        lambda: db.ingest("u", web.url("list/*.tar")),
+        lambda: objects.read(name, 0, 512),
+        lambda: objects.size(name),
+        lambda: objects.read_tagged(name, 1 << 20),
+        lambda: deeplake.connect(web.url("store")),
+    ]
+    for ask in asking:
+        with pytest.raises(InputError, match=f"not public, '127.0.0.1:{other.server_port}'") as caught:
+            ask()
+        assert "s3cr3t" not in told(caught.value)
+    assert other.asked == []
+    monkeypatch.setenv(TRUSTED_HOSTS, "127.0.0.1")
+    assert rows(db) == WANTED and other.asked
+
+
+def test_a_redirect_that_never_ends_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeplake_loader.storage.requests.Policy.__init__.__defaults__", (2, 10.0, 0.01, 0.5, 16))
+    web.leads_to = "/a.tar"
+    objects, name = open_object(web.url("a.tar"))
+    with pytest.raises(StoreError):
+        objects.read(name, 0, 512)
+    assert len(web.asked) < 50
+
+
+def test_a_server_that_the_caller_names_is_read_and_a_credential_for_it_goes_nowhere_else(
+    web: Web, other: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TRUSTED_HOSTS)
+    client = {"headers": {"Authorization": "Bearer s3cr3t"}}
+    monkeypatch.setitem(pytest.importorskip("fsspec.config").conf, "https", {"client_kwargs": client})
+    objects, name = open_object(web.url("a.tar"))
+    assert objects.read(name, 0, 512) == web.files["a.tar"][:512]
+    web.leads_to = other.url("a.tar")
+    monkeypatch.setenv(TRUSTED_HOSTS, f"127.0.0.1:{other.server_port}")
+    assert objects.read(name, 0, 512) == other.files["a.tar"][:512]
+    assert web.credentials == ["Bearer s3cr3t"] * 2 and other.credentials == [None]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "0x7f.1", "0177.0.0.1", "2130706433", "0.0", "１２７.０.０.１", "127。0。0。1", "169.254.169.254",
+     "[::1]", "[::ffff:10.0.0.1]", "[64:ff9b::a00:1]", "[2002:a00:1::]", "[fd00:ec2::254]", "224.0.0.1"],
+)  # fmt: skip
+def test_no_spelling_of_an_address_that_is_not_public_may_be_asked(host: str) -> None:
+    """Each is one to the system, without a name being looked up."""
+    assert socket.getaddrinfo(host.strip("[]"), 80)
+    assert not may_be_asked(host) and not may_be_asked(f"{host}:8080")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost.", "a.localhost.", "127.0.0.1.", "db.internal", "", "a..", "."]
+)
+def test_no_name_of_this_machine_or_network_may_be_asked(host: str) -> None:
+    assert not may_be_asked(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["example.org", "Example.ORG.:443", "münchen.example", "1.1.1.1", "[2606:4700::1111]:80"]
+)
+def test_public_hosts_may_be_asked(host: str) -> None:
+    assert may_be_asked(host)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/a.tar", "http://[x]/a.tar", "http://a℀b/a.tar"])
+def test_a_url_that_cannot_be_read_is_refused(db: deeplake.Database, url: str) -> None:
+    with pytest.raises(InputError):
+        db.ingest("t", url)
+    assert not allowed(url, [url])

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplake_loader.errors import DeeplakeError, InputError
-from deeplake_loader.storage.objects import shown, split_scheme
+from deeplake_loader.storage import web
+from deeplake_loader.storage.objects import SIGNED, shown, split_scheme
 from deeplake_loader.storage.ranges import Ranges
 from deeplake_loader.storage.requests import Requests, storage_error
 from deeplake_loader.storage.signing import access_of
@@ -142,8 +143,9 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     key = (os.getpid(), hashlib.sha256(facts.encode()).digest())
     found = _filesystems.get(key)
     if found is None:
-        own = {"skip_instance_cache": True} if scheme in S3 else {}
-        found = _filesystems[key] = url_to_fs(url, **options, **own)[0]
+        own = {"skip_instance_cache": True} if scheme in (*S3, *SIGNED) else {}
+        given = web.guarded(url, options) if scheme in SIGNED else options
+        found = _filesystems[key] = url_to_fs(url, **given, **own)[0]
         if len(_filesystems) > _MOST_FILESYSTEMS:
             _filesystems.popitem(last=False)
     return found, str(found._strip_protocol(url)).rstrip("/")

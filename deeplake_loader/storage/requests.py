@@ -97,6 +97,8 @@ class Requests:
             except Exception as raised:
                 error = _behind(raised)
                 most = _SHORT_ATTEMPTS if isinstance(error, _ShortError) else policy.attempts
+                if isinstance(error, DeeplakeError):
+                    raise error from error.__cause__
                 if number + 1 >= most or not is_transient(error):
                     raise storage_error(error, doing, where, number + 1) from error
             self.counters.add(retries=1)
@@ -176,7 +178,7 @@ def _behind(error: Exception) -> BaseException:
         return error
     status = status_of(cause)
     if status is None:
-        failed = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+        failed = isinstance(cause, OSError | DeeplakeError) or type(cause).__module__.startswith("aiohttp")
     else:
         failed = status not in (404, 410)
     return cause if failed else error

@@ -2,18 +2,21 @@
 
 A server that knows no ranges answers with the whole file, which may be of any size: it is told by the answer's status,
 before its body is read. Lengths are asked for by a GET of one byte, because a signed url is good for one method. No
-error here names the url, nor carries one that does.
+error here names the url, nor carries one that does. The host of a url was named by the caller, or checked where it came
+from a catalog (`adopted`); every other one that a redirect leads to is checked before it is asked.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
+from urllib.parse import urlsplit
 
-from deeplake_loader.errors import CorruptionError, StoreError
+from deeplake_loader.adopted import TRUSTED_HOSTS, may_be_asked
+from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, StoreError
 
 _CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)\Z")  # RFC 9110, section 14.4
@@ -34,6 +37,37 @@ class WebError(OSError):
     def __init__(self, number: int | None, name: str, status: int | None = None) -> None:
         super().__init__(number, name)
         self.status = status
+
+
+def guarded(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the filesystem of a url, such that its session asks the url's host, public and trusted ones."""
+    from fsspec.config import apply_config
+    from fsspec.implementations.http import HTTPFileSystem
+
+    given = apply_config(HTTPFileSystem, dict(options))  # what is given below would go before all that is configured
+    client = dict(given.get("client_kwargs") or {})
+    client["middlewares"] = (*client.get("middlewares", ()), _only(urlsplit(url).netloc.lower()))
+    return {**given, "client_kwargs": client}
+
+
+def _only(named: str) -> Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]]:
+    """A step before each request of aiohttp's, those that follow a redirect too: what it sees is what is connected to.
+
+    Raises:
+        InputError: another host, which is neither public nor trusted. (A StoreError is an OSError, which aiohttp words
+            anew.)
+    """
+
+    async def check(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        asked = request.url.raw_authority
+        if asked != named and not may_be_asked(asked):
+            raise InputError(
+                f"the server {named!r} leads to another that is not public, {asked.rpartition('@')[2]!r}; name that "
+                f"in ${TRUSTED_HOSTS} where you trust it, or download the file"
+            )
+        return await handler(request)
+
+    return check
 
 
 async def look(filesystem: Any, url: str) -> WebFile:
@@ -124,6 +158,8 @@ async def _answer(filesystem: Any, url: str, span: str | None) -> AsyncIterator[
 def _told(kind: type[Exception]) -> Iterator[None]:
     try:
         yield
+    except DeeplakeError:
+        raise
     except (kind, ValueError) as error:
         number = getattr(error, "errno", None)
         raise WebError(number if isinstance(number, int) else None, type(error).__name__) from None
