@@ -27,7 +27,7 @@ RUN = """import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 from deeplake_loader.cli import main
 main()"""
-LONG_S = 60.0  # until a terminal that says nothing more is given up
+LONG_S = 300.0  # until a terminal that says nothing more is given up
 
 
 class Terminal:
@@ -189,7 +189,9 @@ def test_ctrl_c_clears_the_line_and_stops_a_statement(terminal: Terminal, store:
     terminal.press(b"x")
     terminal.until("x")
     terminal.press(b"\x03")
+    deadline = time.monotonic() + LONG_S
     while not terminal.says_more(2.0):  # Python's line editor hears one only while it waits for a key
+        assert time.monotonic() < deadline
         terminal.press(b"\x03")
     terminal.until("main=> ")
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n;"
@@ -199,7 +201,7 @@ def test_ctrl_c_clears_the_line_and_stops_a_statement(terminal: Terminal, store:
     terminal.press(f"{endless}\n".encode())
     terminal.until(f"{endless}\n")
     while terminal.worked() < before + 50:  # half a second of work: the statement runs
-        assert terminal.process.poll() is None
+        assert terminal.process.poll() is None and time.monotonic() < deadline + LONG_S
         time.sleep(0.02)
     os.kill(terminal.process.pid, signal.SIGINT)
     terminal.until("main=!> ")
@@ -248,6 +250,44 @@ def test_a_point_in_history_is_read_and_not_written(store: Path, tmp_path: Path)
         assert terminal.leave() == 0
     finally:
         terminal.kill()
+
+
+def test_a_history_that_was_damaged_stops_nothing(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "state" / "deeplake_loader" / "sql_history"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"SELECT 'a\0b';\n\xff\xfe;\nSELECT 3;\n")
+    terminal = Terminal(store, tmp_path / "state")
+    try:
+        terminal.until("main=> ")
+        terminal.press(b"\x10\n")
+        assert re.search(r"\b3 *\n", terminal.until("(1 row)"))
+    finally:
+        terminal.kill()
+
+
+@pytest.mark.both_catalogs
+@pytest.mark.parametrize("typed", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "SELECT '\udce9';"], ids=repr)
+def test_a_line_that_is_no_text_is_told_and_fails_the_transaction(
+    db: deeplake.Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: Exception | str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, x TEXT)")
+    lines = iter(["BEGIN;", "INSERT INTO t (x) VALUES ('a');", "SELECT", typed, "COMMIT;", typed, EOFError()])
+    signs: list[str] = []
+
+    def ask(sign: str) -> str:
+        signs.append(sign)
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", ask)
+    told: list[Exception] = []
+    Prompt(db, lambda one: db.execute(one.text) and None, told.append).run()
+    assert signs == [f"main{state}> " for state in ("=", "=*", "=*", "-*", "=!", "=", "=")]
+    assert len(told) == 2 and all("no UTF-8 text" in str(error) for error in told)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 0
 
 
 @pytest.mark.both_catalogs

@@ -92,10 +92,17 @@ class Prompt:
 
     def _step(self) -> bool:
         try:
-            return self._take(input(self._sign()))
+            line = input(self._sign())
+            line.encode()  # some locales give half characters, others refuse the line
         except EOFError:
             click.echo()
             return False
+        except UnicodeError:
+            self._typed = ""
+            self._fail()
+            self._tell(InputError("what was typed is no UTF-8 text and is forgotten; set the terminal to UTF-8"))
+            return True
+        return self._take(line)
 
     def _sign(self) -> str:
         """psql's prompt, as ``main=> ``; escaped, because a branch's name is somebody's text."""
@@ -155,8 +162,11 @@ class Prompt:
         try:
             self._show(statement)
         except BaseException:
-            self._state = "!" if self._open is not None else ""
+            self._fail()
             raise
+
+    def _fail(self) -> None:
+        self._state = "!" if self._open is not None else ""
 
     def _begin(self) -> None:
         if self._open is not None:

@@ -28,7 +28,8 @@ class Remembered:
             self._editor.set_auto_history(False)  # whole statements, not their lines
             self._editor.clear_history()
             for text in self._load():
-                self._editor.add_history(text)
+                with suppress(ValueError):  # not of the locale's characters
+                    self._editor.add_history(text)
 
     def add(self, text: str) -> None:
         """Keeps a statement or command."""
@@ -38,7 +39,8 @@ class Remembered:
             last = self._editor.get_current_history_length()
             if last and self._editor.get_history_item(last) == text:
                 return
-            self._editor.add_history(text)
+            with suppress(ValueError):
+                self._editor.add_history(text)
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._write(self._path, _packed([text]), os.O_APPEND)

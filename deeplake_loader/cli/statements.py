@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 _TOKEN = re.compile(
     r"""(?P<blank>\s+|--[^\n]*)|(?P<comment>/\*)|(?P<tag>\$(?:[^\W\d]\w*)?\$)|(?P<end>;)
@@ -44,25 +45,27 @@ def split_statements(text: str) -> list[Statement]:
     >>> [(s.text, s.line) for s in split_statements("SELECT ';';\\n-- done;\\nSELECT 2;")]
     [("SELECT ';'", 1), ('SELECT 2', 3)]
     """
-    found, first = _cut(text)
+    found, first = _cut(text, _tokens(text))
     if first is not None:
         found.append(_statement(text, first, len(text)))
     return found
 
 
+@lru_cache(maxsize=1)  # the prompt asks of every line three times
 def split_typed(text: str) -> Typed:
     """The statements that a semicolon ends, and how the text behind them goes on.
 
     >>> split_typed("SELECT 1; SELECT ('a").inside
     "'"
     """
-    found, first = _cut(text)
-    inside, depth, rest = "", 0, 0
-    for token, end in _tokens(text):
-        inside = _left_open(token, text, end)
+    tokens = list(_tokens(text))
+    found, first = _cut(text, tokens)
+    depth, rest = 0, 0
+    for token, end in tokens:
         if token["end"]:
             rest, depth = end, 0
         depth += {"(": 1, ")": -1}.get(token[0], 0)
+    inside = _left_open(tokens[-1][0], text) if tokens else ""
     return Typed(tuple(found), text[rest:], inside or ("(" if depth > 0 else "-" if first is not None else ""))
 
 
@@ -74,11 +77,11 @@ def _tokens(text: str) -> Iterator[tuple[re.Match[str], int]]:
         yield token, at
 
 
-def _cut(text: str) -> tuple[list[Statement], int | None]:
+def _cut(text: str, tokens: Iterable[tuple[re.Match[str], int]]) -> tuple[list[Statement], int | None]:
     """The statements that are ended, and where one begins that is not."""
     found: list[Statement] = []
     first: int | None = None
-    for token, _ in _tokens(text):
+    for token, _ in tokens:
         if token["end"]:
             if first is not None:
                 found.append(_statement(text, first, token.start()))
@@ -88,10 +91,8 @@ def _cut(text: str) -> tuple[list[Statement], int | None]:
     return found, first
 
 
-def _left_open(token: re.Match[str], text: str, end: int) -> str:
-    """What the token begins and the text does not end; "" for nothing."""
-    if end < len(text):
-        return ""
+def _left_open(token: re.Match[str], text: str) -> str:
+    """What the last token begins and the text does not end; "" for nothing."""
     if token["tag"]:
         return "" if text.find(token[0], token.end()) >= 0 else "$"
     if token["comment"]:
