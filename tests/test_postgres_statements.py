@@ -65,7 +65,8 @@ def test_a_numeric_of_forty_digits_comes_back_whole(db: deeplake.Database) -> No
     given = Decimal("123456789012345678901234567890.0123456789")
     db.execute("INSERT INTO wide (n) VALUES (%s)", [given])
     db.insert("wide", {"n": [given, -given]})
-    assert [row.n for row in db.execute("SELECT n FROM wide ORDER BY id")] == [given, given, -given]
+    db.execute(f"INSERT INTO wide (n) VALUES ({given})")
+    assert [row.n for row in db.execute("SELECT n FROM wide ORDER BY id")] == [given, given, -given, given]
 
 
 @pytest.mark.parametrize("branch", ["main", "idea"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from decimal import ROUND_HALF_UP, Decimal, DivisionByZero, InvalidOperation
+from decimal import ROUND_HALF_UP, Context, Decimal, DivisionByZero, InvalidOperation
 
 from deeplake_loader.errors import SQLError
 from deeplake_loader.sql.words import BOOLEAN_WORDS
 
 LIMITS = {"SMALLINT": 1 << 15, "INTEGER": 1 << 31, "BIGINT": 1 << 63}
 Number = int | float
+_WIDE = Context(prec=1_400)  # a float has up to 309 digits before its point, a NUMERIC up to 1,000 behind it
 
 
 def whole(value: Number | str, kind: str) -> int:
@@ -27,7 +28,7 @@ def whole(value: Number | str, kind: str) -> int:
 
 def whole_numeric(value: Number, kind: str) -> int:
     """A cast of NUMERIC: halves round away from zero."""
-    return _in_range(int(_decimal(value).quantize(Decimal(1), ROUND_HALF_UP)), kind)
+    return _in_range(int(_decimal(value).quantize(Decimal(1), ROUND_HALF_UP, _WIDE)), kind)
 
 
 def _in_range(number: int, kind: str) -> int:
@@ -63,14 +64,14 @@ def numeric(value: Number | str, precision: int | None = None, scale: int = 0) -
     number = _decimal(value)
     if precision is None:
         return _plain(number)
-    number = number.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
+    number = number.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP, _WIDE)
     if number and number.adjusted() + 1 > precision - scale:
         raise SQLError(f"{value!r} does not fit NUMERIC({precision}, {scale})")
     return _plain(number)
 
 
 def numeric_text(value: Number, scale: int) -> str:
-    return format(_decimal(value).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP), "f")
+    return format(_decimal(value).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP, _WIDE), "f")
 
 
 def double_text(value: Number) -> str:
@@ -124,7 +125,7 @@ def numeric_op(operator: str, a: Number, b: Number) -> Number:
 
 
 def rounded(value: Number, digits: int, mode: str) -> Number:
-    return _plain(_decimal(value).quantize(Decimal(1).scaleb(-digits), mode))
+    return _plain(_decimal(value).quantize(Decimal(1).scaleb(-digits), mode, _WIDE))
 
 
 def power(base: Number, exponent: Number) -> float:
