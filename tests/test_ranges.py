@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import ipaddress
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from object_store import BUCKET, Proxy, fresh_url, s3_server
 
+from deeplake_loader.errors import StoreError
 from deeplake_loader.storage.ranges import Ranges, RefusedError, UnusualError
 from deeplake_loader.storage.remote import Remote
 from deeplake_loader.storage.requests import Policy
@@ -124,6 +126,13 @@ def _sent(request: Any) -> Any:
         ({"FSSPEC_S3_KEY": "other"}, {}, "bucket"),
         ({"AWS_DEFAULT_REGION": "cn-north-1"}, {}, "bucket"),
         ({"AWS_DEFAULT_REGION": "x\r\nevil: 1"}, {}, "bucket"),
+        ({"AWS_DEFAULT_REGION": "aws-global"}, {}, "bucket"),
+        ({"AWS_DEFAULT_REGION": "fips-us-gov-west-1"}, {}, "bucket"),
+        ({"AWS_DEFAULT_REGION": "eusc-de-east-1"}, {}, "bucket"),
+        ({"FSSPEC_s3_anon": "true"}, {}, "bucket"),
+        ({"AWS_CREDENTIAL_EXPIRATION": "2030-01-01T00:00:00Z"}, {}, "bucket"),
+        ({}, {"requester_pays": True}, "bucket"),
+        ({}, {}, "express--use1-az4--x-s3"),
         ({"AWS_SECRET_ACCESS_KEY": ""}, {}, "bucket"),
         ({"AWS_ENDPOINT_URL": "http://host/below"}, {}, "bucket"),
         ({"AWS_ENDPOINT_URL": "http://host:port"}, {}, "bucket"),
@@ -317,6 +326,40 @@ def self_signed(folder: Path) -> Path:
     return folder / "own.pem"
 
 
+def test_connections_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server here never closes one."""
+    monkeypatch.setattr("deeplake_loader.storage.ranges._IDLE_S", 0.1)
+    with scripted(lambda _: [answer(b"abc")]) as (loop, port):
+        ranges = ranges_at(port)
+
+        async def closed() -> bool:
+            assert [await ranges.get("name", 0, 3, lambda *_: None) for _ in range(3)] == [3] * 3
+            kept = list(ranges._idle)
+            while ranges._idle:
+                await asyncio.sleep(0.01)
+            return len(kept) == 1 and not any(connection.usable for connection in kept) and ranges._watch is None
+
+        assert asyncio.run_coroutine_threadsafe(closed(), loop).result(60)
+
+
+def test_a_host_with_an_address_that_does_not_answer_is_reached_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(lambda _: [answer(b"abc")]) as (loop, port):
+        connect = loop.sock_connect
+
+        async def found(*_: object, **__: object) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+
+        async def connecting(sock: socket.socket, address: Any) -> None:
+            if address[0] == "127.0.0.2":
+                await asyncio.Event().wait()
+            await connect(sock, address)
+
+        monkeypatch.setattr(loop, "getaddrinfo", found)
+        monkeypatch.setattr(loop, "sock_connect", connecting)
+        ranges = Ranges(Access("two.example", port, False, "/bucket", "us-east-1", "key", "secret"))
+        assert got(loop, ranges, 0, 3) == b"abc"
+
+
 # -- beside s3fs -------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +382,30 @@ def test_a_range_that_s3fs_has_to_ask_for_is_read_all_the_same(s3: Proxy) -> Non
     finally:
         s3.clear()
     assert folder._link.ranges is None
+
+
+def test_what_fsspec_was_configured_with_is_left_to_s3fs(s3: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Remote(fresh_url(), policy=QUICK)
+    folder.write("x", b"body")
+    assert folder._link.ranges is not None
+    monkeypatch.setitem(pytest.importorskip("fsspec.config").conf, "s3", {"default_fill_cache": False})
+    other = Remote(folder._full, policy=QUICK)
+    assert other.read("x", 1, 3) == b"od" and other._link.ranges is None
+
+
+def test_a_client_that_could_not_be_made_once_is_made_the_next_time(s3: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Remote(fresh_url(), policy=QUICK)
+    folder._connect().open()
+    monkeypatch.setattr(folder._link.plain, "set_session", _refused, raising=True)
+    with pytest.raises(StoreError):
+        folder.write("x", b"body")
+    monkeypatch.undo()
+    folder.write("x", b"body")
+    assert folder.read("x", 1, 3) == b"od"
+
+
+async def _refused() -> None:
+    raise OSError(24, "too many open files")
 
 
 READING = """

@@ -49,7 +49,7 @@ class Link:
         self._in_parts: Any = None
         self._ready: asyncio.Future[None] | None = None
         scheme, rest = split_scheme(url)
-        access = access_of(rest.partition("/")[0], options) if scheme in S3 else None
+        access = access_of(rest.partition("/")[0], options) if scheme in S3 and not _configured() else None
         if access is None:
             self.open()
         else:
@@ -91,10 +91,11 @@ class Link:
 
     async def ready(self) -> None:
         """Waits for s3fs's client (0.2 s), so that no request looks late because it was the first."""
-        if self._ready is None:
-            self._ready = asyncio.ensure_future(self._prepare())
+        ready = self._ready
+        if ready is None or (ready.done() and (ready.cancelled() or ready.exception())):  # what failed is tried again
+            ready = self._ready = asyncio.ensure_future(self._prepare())
         try:
-            await asyncio.shield(self._ready)
+            await asyncio.shield(ready)
         except DeeplakeError:
             raise
         except (TypeError, ValueError) as error:
@@ -128,6 +129,13 @@ def _loop(url: str) -> asyncio.AbstractEventLoop:
         raise storage_error(error, "reach", shown(url)) from error
     loop: asyncio.AbstractEventLoop = asyn.get_loop()
     return loop
+
+
+def _configured() -> bool:
+    """Whether fsspec was told options of its own for S3: by a file, by the environment, by the program."""
+    from fsspec.config import conf
+
+    return any(conf.get(scheme) for scheme in S3)
 
 
 _filesystems: OrderedDict[tuple[int, bytes], Any] = OrderedDict()

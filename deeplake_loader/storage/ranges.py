@@ -19,6 +19,7 @@ from typing import cast
 from deeplake_loader.storage.signing import Access, utc
 
 _CONNECT_S = 5.0
+_NEXT_S = 0.25  # after which another address of a host is tried beside the first
 _IDLE_S = 10.0  # S3 closes what was silent for longer
 _HEAD = 16 << 10
 _PIECE = 1 << 20
@@ -56,6 +57,7 @@ class Ranges:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._idle: list[_Connection] = []
+        self._watch: asyncio.TimerHandle | None = None
         self._context: ssl.SSLContext | None = None
 
     async def get(self, name: str, start: int, stop: int, take: Take) -> int:
@@ -87,7 +89,22 @@ class Ranges:
                 raise
             if connection.usable:
                 self._idle.append(connection)
+                self._watch_idle()
             return answer
+
+    def _watch_idle(self) -> None:
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(_IDLE_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Closes what nobody used lately: not every server does, and nobody may ask here again."""
+        self._watch, late = None, time.monotonic() - _IDLE_S
+        for connection in self._idle:
+            if connection.since <= late:
+                connection.close()
+        self._idle = [connection for connection in self._idle if connection.usable]
+        if self._idle:
+            self._watch_idle()
 
     def _take(self) -> _Connection | None:
         while self._idle:
@@ -105,7 +122,9 @@ class Ranges:
             except OSError as error:
                 raise UnusualError("no certificates") from error
         loop = asyncio.get_running_loop()
-        making = loop.create_connection(_Connection, access.host, access.port, ssl=self._context)
+        making = loop.create_connection(
+            _Connection, access.host, access.port, ssl=self._context, happy_eyeballs_delay=_NEXT_S
+        )
         try:
             _, connection = await asyncio.wait_for(making, _CONNECT_S)
         except ssl.SSLError as error:

@@ -33,7 +33,8 @@ _KNOWN = {
 }
 _OPTIONS = {"key", "secret", "token", "endpoint_url", "client_kwargs"}
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_OTHER_CLOUDS = ("cn-", "us-iso", "eu-iso", "eusc-")  # whose hosts are not below amazonaws.com
+_OTHER_CLOUDS = ("cn-", "us-iso", "eu-iso")  # whose hosts are not below amazonaws.com
+_AT_AMAZON = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")  # none of the aliases that botocore resolves: aws-global, fips-...
 _LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _REGION = re.compile(r"[a-z0-9-]+")
 
@@ -136,7 +137,9 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any] | None:
 def _is_plain() -> bool:
     """Whether nothing but what is known here says how requests are sent."""
     for name in os.environ:
-        if (name.startswith(("AWS_", "FSSPEC_S3")) and name not in _KNOWN) or name.lower() in _PROXIES:
+        if name.startswith("AWS_") and name not in _KNOWN:
+            return False
+        if name.upper().startswith("FSSPEC_S3") or name.lower() in _PROXIES:
             return False
     home = os.path.expanduser("~")
     files = (".aws/config", ".aws/credentials", ".boto", ".config/fsspec")
@@ -147,8 +150,10 @@ _Place = tuple[str, int, bool, str]  # the first four fields of an Access
 
 
 def _at_amazon(bucket: str, region: str) -> _Place | None:
-    """A bucket is a host of its own."""
-    return None if region.startswith(_OTHER_CLOUDS) else (f"{bucket}.s3.{region}.amazonaws.com", 443, True, "")
+    """A bucket is a host of its own; one with two dashes ("--x-s3", "--ol-s3") is no plain one."""
+    if region.startswith(_OTHER_CLOUDS) or not _AT_AMAZON.fullmatch(region) or "--" in bucket:
+        return None
+    return f"{bucket}.s3.{region}.amazonaws.com", 443, True, ""
 
 
 def _at_endpoint(url: str, bucket: str) -> _Place | None:
