@@ -20,6 +20,7 @@ from object_store import Proxy, fresh_url, s3_server
 from tars import tar
 
 import deeplake_loader as deeplake
+from deeplake_loader.care import compaction
 from deeplake_loader.care.report import VerifyReport
 from deeplake_loader.errors import DeeplakeError, InputError
 
@@ -405,3 +406,27 @@ def test_the_command_says_what_is_wrong_and_ends_with_1(folder: Path) -> None:
     assert run(folder, "verify", "--catalog-only").exit_code == 0
     assert "repaired" in ran(folder, "verify", "--repair")
     assert '"ok": true' in ran(folder, "verify", "--json").replace('"ok":true', '"ok": true')
+
+
+@pytest.mark.parametrize("then", ["stopped", "published", "optimized"])
+def test_history_that_was_pruned_is_held_against_no_older_digest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    with deeplake.connect(folder) as db, monkeypatch.context() as patch:
+        db.delete_branch("other")
+        db.execute("UPDATE photos SET label = 'later'")
+        db.optimize()
+
+        def stop(_catalog: object) -> None:
+            if then == "published":
+                with deeplake.connect(folder) as other:
+                    other.publish(tmp_path / "there")
+            raise KeyboardInterrupt
+
+        patch.setattr(compaction, "merge_small", stop)
+        with pytest.raises(KeyboardInterrupt):
+            db.optimize(keep=0)
+    if then == "optimized":
+        with deeplake.connect(folder) as db:
+            db.optimize()
+    assert verified(tmp_path / "there" if then == "published" else folder).problems == ()

@@ -98,6 +98,12 @@ def forget_members(catalog: Catalog, file: int) -> None:
         catalog.execute(f"DELETE FROM {TABLE} WHERE kind = 'members' AND name = ?", (str(file),))
 
 
+def forget_history(catalog: Catalog) -> None:
+    """History was pruned within the caller's transaction: what was taken of it tells nothing until the next."""
+    if catalog.has_own(TABLE):
+        catalog.execute(f"DELETE FROM {TABLE} WHERE kind <> 'members'")
+
+
 def _put(catalog: Catalog, digest: Digest) -> None:
     catalog.execute(
         f"INSERT INTO {TABLE} (kind, name, upto, count, digest, shape) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT "

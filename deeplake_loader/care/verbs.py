@@ -156,6 +156,7 @@ class CareVerbs:
         return publishing.publish(self._catalog, place, storage_options, progress=progress, copy=copy)
 
     def _seal(self, message: str, keep: dt.timedelta | None) -> None:
+        from deeplake_loader.care import digests
         from deeplake_loader.merging import pruning
 
         with self._catalog.transaction(message):
@@ -163,6 +164,7 @@ class CareVerbs:
             self._vectors.seal()
             if keep is not None:
                 pruning.prune(self._catalog, keep)
+                digests.forget_history(self._catalog)
 
     def _take_digests(self, *, afresh: bool = False) -> None:
         from deeplake_loader.care import digests
