@@ -124,6 +124,31 @@ def test_all_is_held_until_the_snapshot_says_what_is_needed(
     assert db.gc(older_than_s=0).files == ("shards/b/stray.tar",)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside", "elsewhere"])
+def test_a_shard_that_others_hold_open_is_kept_until_it_is_copied(
+    db: deeplake.Database, tmp_path: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish() -> None:
+        with deeplake.connect(tmp_path / "s") as publisher:
+            publisher.publish(None if beside else tmp_path / "there")
+
+    def lose() -> None:
+        db.execute("DELETE FROM b")
+        db.optimize(keep=0)
+        found.append(db.gc(dry_run=False, older_than_s=0))
+
+    found: list[retention.Garbage] = []
+    db.insert("b", [{"data": body(3)}])
+    before(publishing._Placing, "place", lose, monkeypatch, times=1)
+    publish()
+    assert [one.held for one in found] == [1]
+    target = shutil.copytree(tmp_path / "s", tmp_path / "seen") if beside else tmp_path / "there"
+    if beside:
+        (target / "catalog.sqlite").unlink()
+    with deeplake.connect(target) as reader:
+        assert [r.data.bytes() for r in reader.execute("SELECT data FROM b ORDER BY id")] == [body(i) for i in range(4)]
+
+
 def test_a_killed_publication_holds_its_files_for_a_while(
     db: deeplake.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def _publish(
         with copy(catalog, path) as made:
             put = _Placing(catalog, made, own, target, path)
             if lease is not None:
-                lease.narrow([*put.names, f"{stem}.sqlite"])
+                lease.narrow([*put.names, *put.copied_from, f"{stem}.sqlite"])
             put.place(path, progress=progress)
         commit = _commit(path)
         digest = _seal(path, catalog)
@@ -177,6 +177,7 @@ class _Placing:
         self._names = {row.id: name for row in self._rows if (name := self._name(row)) is not None}
         shards = (n for row in self._rows if row.kind == "shard" and (n := self._names.get(row.id)) is not None)
         self.names = list(dict.fromkeys([*self._names.values(), *map(sidecar_path, shards)]))
+        self.copied_from = [row.url for row in self._rows if row.state != "sealed" and row.id in self._names]
         self._done: set[str] = set()
         self.copied = self.nbytes = 0
 
