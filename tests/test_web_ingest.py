@@ -19,9 +19,13 @@ import pytest
 
 import deeplake_loader as deeplake
 from deeplake_loader.adopted import TRUSTED_HOSTS, allowed, may_be_asked
-from deeplake_loader.errors import DeeplakeError, InputError, NotFoundError, StoreError
+from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, NotFoundError, StoreError
 from deeplake_loader.ingest.sources import find
+from deeplake_loader.storage.cache import Limits
+from deeplake_loader.storage.mirror import Mirror
 from deeplake_loader.storage.objects import open_object
+from deeplake_loader.storage.remote import Remote
+from deeplake_loader.storage.requests import Policy
 
 SECRET = "s3cr3t%2Fsignature/tail=="
 COUNT = 20
@@ -349,3 +353,36 @@ def test_a_url_that_cannot_be_read_is_refused(db: deeplake.Database, url: str) -
     with pytest.raises(InputError):
         db.ingest("t", url)
     assert not allowed(url, [url])
+
+
+@pytest.mark.parametrize("status", [204, 300, 304])
+def test_an_answer_that_is_no_file_is_an_error(web: Web, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr("deeplake_loader.storage.requests.Policy.__init__.__defaults__", (2, 10.0, 0.01, 0.5, 16))
+    monkeypatch.setattr(_Handler, "_part", lambda self, *_: self._head(status, 0))
+    objects, name = open_object(web.url("a.tar"))
+    for ask in (lambda: objects.read(name, 0, 512), lambda: objects.size(name)):
+        with pytest.raises(StoreError):
+            ask()
+
+
+def test_a_size_that_no_file_has_is_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeplake_loader.storage.requests.Policy.__init__.__defaults__", (2, 10.0, 0.01, 0.5, 16))
+    monkeypatch.setattr(_Handler, "_part", lambda self, *_: self._body(206, b"x", f"bytes 0-0/{10**25}"))
+    objects, name = open_object(web.url("a.tar"))
+    with pytest.raises(StoreError, match="EFBIG"):
+        objects.size(name)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_file_that_was_cut_is_told_also_far_behind_its_end(web: Web, tmp_path: Path, size: int) -> None:
+    web.files["a.tar"] = bytes(size)
+    mirror = Mirror(web.url("").rstrip("/"), limits=Limits.of(str(tmp_path / "cache")))
+    for start in (size, 1 << 20, 100 << 20):
+        with pytest.raises(CorruptionError, match="cut"):
+            mirror.read("a.tar", start, start + 10)
+
+
+def test_a_body_that_stays_short_is_told_by_a_policy_of_few_attempts(web: Web) -> None:
+    folder = Remote(web.url("").rstrip("/"), policy=Policy(attempts=1))
+    with pytest.raises(CorruptionError, match="cut"):
+        folder.read("a.tar", len(web.files["a.tar"]) - 1, len(web.files["a.tar"]) + 1)

@@ -151,6 +151,11 @@ class Mirror:
                 if not keep_only and not self.is_ours(name):
                     self._pass(name, spans, fetched)
                 continue
+            if (spans[spans[:, 0] >= copy.size, 1] > copy.size).any():
+                raise CorruptionError(
+                    f"{self.url}/{name}: cut, it ends at byte {copy.size}, before what was asked for; restore it from "
+                    "a copy"
+                )
             copy.use(spans)
             pages = copy.missing(spans, None if expected is None else expected.get(name))
             found += 0 if keep_only else copy.present(spans)

@@ -96,7 +96,7 @@ class Requests:
                 return await asyncio.wait_for(attempt(), limit)
             except Exception as raised:
                 error = _behind(raised)
-                most = _SHORT_ATTEMPTS if isinstance(error, _ShortError) else policy.attempts
+                most = min(_SHORT_ATTEMPTS if isinstance(error, _ShortError) else policy.attempts, policy.attempts)
                 if isinstance(error, DeeplakeError):
                     raise error from error.__cause__
                 if number + 1 >= most or not is_transient(error):

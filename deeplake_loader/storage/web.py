@@ -8,6 +8,7 @@ from a catalog (`adopted`); every other one that a redirect leads to is checked 
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from deeplake_loader.errors import CorruptionError, DeeplakeError, InputError, S
 
 _CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)\Z")  # RFC 9110, section 14.4
+_MOST = 1 << 50  # a file's size is what its server says: nothing is allocated by a larger one
 _UNTOUCHED = {"Accept-Encoding": "identity"}
 
 
@@ -77,6 +79,8 @@ async def look(filesystem: Any, url: str) -> WebFile:
             _, total = _placed(answer)
             if answer.status == 416 and total != 0:
                 raise WebError(None, "refused", 416)
+            if total is not None and total > _MOST:
+                raise WebError(errno.EFBIG, "refused")
             return WebFile(total, ranges=True)
         length = answer.headers.get("Content-Length", "")
         plain = answer.headers.get("Content-Encoding", "identity") == "identity"
@@ -149,7 +153,7 @@ async def _answer(filesystem: Any, url: str, span: str | None) -> AsyncIterator[
         async with session.get(address, headers=headers, timeout=limit, **given) as answer:
             if answer.status == 404:
                 raise FileNotFoundError
-            if answer.status >= 400 and answer.status != 416:
+            if answer.status not in (200, 206, 416):
                 raise WebError(None, "refused", answer.status)
             yield answer
 
