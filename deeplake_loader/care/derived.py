@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deeplake_loader.care.report import Finding, Problem
@@ -32,8 +33,8 @@ def check(made: Derived) -> list[Finding]:
 
 
 def _copies(copies: Copies) -> Iterator[Finding]:
-    for path, wrong in copies.damaged():
-        yield Finding(Problem("derived", path, wrong), _remade(path, copies.close, copies.build))
+    for path, wrong, form in copies.damaged():
+        yield Finding(Problem("derived", path, wrong), _remade(path, copies.close, partial(copies.build, form)))
 
 
 def _lists(indexes: Indexes) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deeplake_loader.errors import InputError
 
@@ -78,7 +78,11 @@ class CareVerbs:
         return collect(self._catalog, older_than_s, dry_run=dry_run)
 
     def optimize(
-        self, *, keep: dt.timedelta | float | None = None, scan_copies: bool = False, snapshot: bool = False
+        self,
+        *,
+        keep: dt.timedelta | float | None = None,
+        scan_copies: bool | Literal["float16", "int8"] = False,
+        snapshot: bool = False,
     ) -> None:
         """Seal open shards and the vectors that still rest in the catalog, so that every file stands by itself; merge
         small files into larger ones, under the addresses they have; take digests of the catalog's rows, which `verify`
@@ -89,14 +93,18 @@ class CareVerbs:
         Args:
             keep: also forget history older than this (a timedelta, or seconds) that no branch, tag or merge base needs;
                 None keeps all. `log` then gives no counts for commits that are older, and `at` refuses them.
-            scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself: half as
-                much again on the disk, half as much to read in a search, whose results stay the same to the last bit.
+            scan_copies: also keep every float32 vector file of 8,192 rows or more in float16 beside itself (True or
+                "float16"): half as much again on the disk, half as much to read in a search, whose results stay the
+                same to the last bit. "int8": in a byte an element, a quarter of each, for searches by one query;
+                results stay the same too. A file may have both. What there is already stays.
             snapshot: at the end put a snapshot of the catalog beside the shards, as `publish` without a url does: from
                 that a lost catalog comes back.
         """
         from deeplake_loader.care import compaction
         from deeplake_loader.merging import retention
+        from deeplake_loader.search.forms import form_of
 
+        form = form_of(scan_copies)
         self._seal("optimize", None if keep is None else retention.period(keep, "keep"))
         if not self._catalog.in_transaction:
             compaction.merge_small(self._catalog)
@@ -105,8 +113,8 @@ class CareVerbs:
             self._indexes.build(index)
         if not self._catalog.in_transaction:
             self._statements.optimize()
-        if scan_copies:
-            self._copies.build()
+        if form is not None:
+            self._copies.build(form)
         if snapshot:
             self.publish()
 

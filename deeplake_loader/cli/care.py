@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Literal
 
 import click
 
@@ -62,12 +63,17 @@ def verify_command(session: Session, repair: bool, catalog_only: bool, as_json: 
 
 @verb("optimize", example="deeplake-loader optimize --keep 30d")
 @click.option("--keep", type=Period(), help="Forget history older than this that nothing needs: 90, 30m, 12h, 7d, 4w.")
-@click.option("--scan-copies", is_flag=True, help="Keep float16 copies of large vector files, which searches read.")
+@click.option(
+    "--scan-copies", type=click.Choice(["float16", "int8"]), is_flag=False, flag_value="float16",
+    help="Keep copies of large vector files, which searches read: float16 where nothing follows.",
+)  # fmt: skip
 @click.option("--snapshot", is_flag=True, help="Put a snapshot of the catalog beside the shards.")
-def optimize_command(session: Session, keep: timedelta | None, scan_copies: bool, snapshot: bool) -> None:
+def optimize_command(
+    session: Session, keep: timedelta | None, scan_copies: Literal["float16", "int8"] | None, snapshot: bool
+) -> None:
     """Seal open shards and resting vectors, merge small files, make what searches lack, take digests for `verify`."""
     with session.open(read_only=False) as db:
-        db.optimize(keep=keep, scan_copies=scan_copies, snapshot=snapshot)
+        db.optimize(keep=keep, scan_copies=scan_copies or False, snapshot=snapshot)
 
 
 @verb("gc", example="deeplake-loader gc --older-than 7d")
