@@ -33,6 +33,17 @@ def padded(size: int) -> int:
     return size + -size % BLOCK
 
 
+def global_comment(text: str) -> bytes:
+    """A pax global header with a comment, which readers of tars pass over.
+
+    >>> len(global_comment("made by hand"))
+    1024
+    """
+    import tarfile
+
+    return tarfile.TarInfo.create_pax_global_header({"comment": text})
+
+
 class Headers:
     """Member headers of one append, all with the same modification time (seconds since 1970, default now).
 

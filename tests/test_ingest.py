@@ -303,7 +303,7 @@ def test_metadata_names_files_that_are_there_and_files_that_are_not(db: deeplake
 def test_metadata_that_names_no_file_is_listed(db: deeplake.Database, tmp_path: Path) -> None:
     (tmp_path / "photos" / "img").mkdir(parents=True)
     (tmp_path / "photos" / "img" / "a.jpg").write_bytes(jpeg(1))
-    (tmp_path / "photos" / "metadata.jsonl").write_text('{"img_file_name": "img/a.jpg", "text": "lost"}\n')
+    (tmp_path / "photos" / "metadata.jsonl").write_text('{"picture": "img/a.jpg", "text": "lost"}\n')
     assert db.ingest("photos", tmp_path / "photos").unused == {".jsonl": 1}
 
 

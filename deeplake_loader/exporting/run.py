@@ -81,12 +81,13 @@ def _write(
     db: Any, request: Request, sheet: Sheet, references: Mapping[str, References] | None, folder: str
 ) -> list[str]:
     writer: Writer
+    key = _primary_key(db, request)
     if request.form == "webdataset":
-        writer = TarWriter(folder, sheet, request.shard_bytes)
+        writer = TarWriter(folder, sheet, request.shard_bytes, key)
     elif request.form == "parquet":
-        writer = ParquetWriter(folder, sheet, request.shard_bytes, references)
+        writer = ParquetWriter(folder, sheet, request.shard_bytes, references, key)
     else:
-        writer = FolderWriter(folder, sheet)
+        writer = FolderWriter(folder, sheet, key)
     reader = Reader(db._catalog.location)
     try:
         if references is not None:  # their bytes stay where they are
@@ -100,6 +101,12 @@ def _write(
     finally:
         reader.close()
     return writer.files
+
+
+def _primary_key(db: Any, request: Request) -> str:
+    """The column that is the key of the table that is exported; "" of other queries."""
+    table = db.tables().get(request.query)
+    return table.primary_key[0] if table is not None and len(table.primary_key) == 1 else ""
 
 
 def _references(db: Any, sheet: Sheet, rows: RowSet) -> dict[str, References]:

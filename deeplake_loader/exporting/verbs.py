@@ -29,7 +29,8 @@ class ExportVerbs:
     ) -> ExportReport:
         """A report on the files that the query's rows became, exact as of one commit; blobs are copied byte for byte.
 
-        The folder is there whole or not at all.
+        The folder is there whole or not at all. `Database.ingest` makes the same table of it: the types of the columns
+        are written beside the rows.
 
         Args:
             query: a SELECT, or a table's name for all of it. Its column ``__key__`` or ``key`` names the samples; else

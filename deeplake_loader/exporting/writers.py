@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from deeplake_loader import store
 from deeplake_loader.codecs.tensors import encode_tensor
-from deeplake_loader.tar import BLOCK, END, Headers, padded, padding
+from deeplake_loader.errors import InputError
+from deeplake_loader.ingest.told import FOLDER, PARQUET, PREFIX, Told
+from deeplake_loader.tar import BLOCK, END, Headers, global_comment, padded, padding
 from deeplake_loader.types import ColumnType
 
 if TYPE_CHECKING:
@@ -44,12 +46,14 @@ class TarWriter:
     """Tars of ``<key>.<column>.<extension>`` per blob and vector, ``<key>.txt`` or the like for a column of that name,
     and ``<key>.json`` with the other scalars."""
 
-    def __init__(self, folder: str, sheet: Sheet, shard_bytes: int) -> None:
+    def __init__(self, folder: str, sheet: Sheet, shard_bytes: int, primary_key: str) -> None:
         self.files: list[str] = []
         self._folder, self._sheet, self._limit = folder, sheet, shard_bytes
         self._fd, self._size = -1, 0
         self._texts = [n for n in sheet.scalars if n.lower() in _OWN_MEMBERS]
-        self._fields = [n for n in sheet.scalars if n not in self._texts and n not in ("key", "__key__")]
+        unsaid = {"__key__"} if "__key__" in sheet.scalars or not _are_keys(sheet, "key") else {"key"}
+        self._fields = [n for n in sheet.scalars if n not in self._texts and n not in unsaid]
+        self._head = global_comment(PREFIX + Told(*self._told(), primary_key).text())
 
     def write(self, chunk: Chunk) -> None:
         samples = [list(self._members(chunk, row)) for row in range(chunk.start, chunk.stop)]
@@ -83,13 +87,21 @@ class TarWriter:
             document = {name: plain(sheet.scalars[name][row]) for name in self._fields}
             yield f"{key}.json", json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
+    def _told(self) -> tuple[dict[str, str], dict[str, ColumnType]]:
+        fields = {n: f"{store.encode_name(n).lower()}.*" for n in (*self._sheet.blobs, *self._sheet.vectors)}
+        fields |= {n: n.lower() for n in self._texts} | {n: f"json.{n}" for n in self._fields}
+        names = {fields.get(n, ""): n for n in self._sheet.types if n in fields or n == "key"}
+        if "__key__" in self._sheet.scalars and "key" not in self._sheet.types:
+            names[""] = "key"
+        return names, told_types(names, self._sheet)
+
     def _begin(self) -> None:
         name = f"{len(self.files):06d}.tar"
         path = os.path.join(self._folder, name)
         with store.file_errors("make", path):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self.files.append(name)
-        self._size = 0
+        self._size = store.write_at(self._fd, [self._head], 0, name)
 
     def _finish(self) -> None:
         fd, self._fd = self._fd, -1
@@ -105,6 +117,18 @@ class TarWriter:
             self._begin()
         if self._fd >= 0:
             self._finish()
+
+
+def _are_keys(sheet: Sheet, name: str) -> bool:
+    """Whether a column is what the samples are called by, and nothing more can be said of it."""
+    kind = sheet.types.get(name)
+    return kind is not None and kind.name == "TEXT" and list(sheet.scalars[name]) == list(sheet.keys)
+
+
+def told_types(names: Mapping[str, str], sheet: Sheet) -> dict[str, ColumnType]:
+    """{field: type} of the columns whose type is known and is one that a table can have."""
+    kinds = {field: sheet.types.get(name) for field, name in names.items()}
+    return {field: kind for field, kind in kinds.items() if kind is not None and kind.name != "INTERVAL"}
 
 
 def _suffix(column: str, extension: str) -> str:
@@ -134,23 +158,28 @@ class ParquetWriter:
     struct(url, offset, length, key)."""
 
     def __init__(
-        self, folder: str, sheet: Sheet, shard_bytes: int, references: Mapping[str, References] | None
-    ) -> None:
+        self, folder: str, sheet: Sheet, shard_bytes: int, references: Mapping[str, References] | None,
+        primary_key: str,
+    ) -> None:  # fmt: skip
         self.files: list[str] = []
         self._folder, self._sheet, self._limit, self._references = folder, sheet, shard_bytes, references
         self._writer: Any = None
+        self._scalars = {n: _scalars(values, sheet.types[n]) for n, values in sheet.scalars.items()}
+        names = {name: name for name in sheet.types}
+        types = {n: kind for n, kind in told_types(names, sheet).items() if n not in (references or {})}
+        self._told = Told(names, types, primary_key).text().encode()
 
     def write(self, chunk: Chunk) -> None:
         import pyarrow as pa
 
         sheet = self._sheet
-        columns = {n: _scalars(v[chunk.start : chunk.stop], sheet.types[n]) for n, v in sheet.scalars.items()}
+        columns = {n: v.slice(chunk.start, chunk.stop - chunk.start) for n, v in self._scalars.items()}
         columns |= {n: _lists(v[chunk.start : chunk.stop], sheet.types[n]) for n, v in sheet.vectors.items()}
         if self._references is None:
             columns |= {n: pa.array(v, pa.large_binary()) for n, v in chunk.blobs.items()}
         else:
             columns |= {n: _structs(r, chunk.start, chunk.stop) for n, r in self._references.items()}
-        self._put(pa.table({name: columns[name] for name in sheet.types}))
+        self._put(pa.table({n: columns[n] for n in sheet.types}).replace_schema_metadata({PARQUET: self._told}))
 
     def _put(self, table: pa.Table) -> None:
         import pyarrow.parquet as pq
@@ -181,16 +210,16 @@ def _scalars(values: Sequence[Any], kind: ColumnType | None) -> Any:
 
     found = _ARROW.get("" if kind is None else kind.name)
     if kind is not None and kind.name in ("JSON", "UUID", "INTERVAL"):
-        texts = [v if v is None or (isinstance(v, str) and kind.name != "JSON") else _text(v) for v in values]
-        return pa.array(texts, pa.string())
+        text = _document if kind.name == "JSON" else str
+        return pa.array([None if v is None else text(v) for v in values], pa.string())
     try:
         return pa.array(values, None if found is None else pa.type_for_alias(found))
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # an expression whose values are of several types
         return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
-def _text(value: Any) -> str:
-    return json.dumps(plain(value), ensure_ascii=False) if isinstance(value, dict | list) else str(plain(value))
+def _document(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False)
 
 
 _ARROW = {
@@ -232,10 +261,13 @@ class FolderWriter:
     """A file per blob and vector, ``<column>/<key>.<extension>``, and ``metadata.jsonl`` with a line per row: the
     scalars, and each file's name under ``file_name`` (``<column>_file_name`` where there are several columns)."""
 
-    def __init__(self, folder: str, sheet: Sheet) -> None:
+    def __init__(self, folder: str, sheet: Sheet, primary_key: str) -> None:
         self.files: list[str] = [METADATA]
         self._folder, self._sheet = folder, sheet
-        self._columns = (*sheet.blobs, *sheet.vectors)
+        columns = (*sheet.blobs, *sheet.vectors)
+        alone = len(columns) == 1 and "file_name" not in sheet.types
+        self._columns = {name: "file_name" if alone else f"{name}_file_name" for name in columns}
+        self._describe(primary_key)
         path = os.path.join(folder, METADATA)
         with store.file_errors("make", path):
             self._lines = open(path, "x", encoding="utf-8")  # noqa: SIM115 closed by close()
@@ -244,11 +276,22 @@ class FolderWriter:
         sheet = self._sheet
         for row in range(chunk.start, chunk.stop):
             line: dict[str, Any] = {}
-            for name in self._columns:
-                file = self._file(chunk, name, row)
-                line["file_name" if len(self._columns) == 1 else f"{name}_file_name"] = file
+            for name, field in self._columns.items():
+                line[field] = self._file(chunk, name, row)
             line |= {name: plain(values[row]) for name, values in sheet.scalars.items()}
             self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _describe(self, primary_key: str) -> None:
+        """Writes what the columns are beside their rows."""
+        twice = sorted(self._sheet.types.keys() & set(self._columns.values()))
+        if twice:
+            raise InputError(f"the column {twice[0]!r} is named like what names a file; name it apart with AS")
+        names = {self._columns.get(name, name): name for name in self._sheet.types}
+        path = os.path.join(self._folder, FOLDER)
+        with store.file_errors("write", path), open(path, "x", encoding="utf-8") as file:
+            file.write(Told(names, told_types(names, self._sheet), primary_key).text())
+            file.flush()
+            store.sync_data(file.fileno())
 
     def _file(self, chunk: Chunk, name: str, row: int) -> str | None:
         sheet = self._sheet

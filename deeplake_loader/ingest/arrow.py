@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplake_loader.codecs.headers import sniff_image
 from deeplake_loader.errors import InputError
+from deeplake_loader.ingest.members import bytes_of
 from deeplake_loader.types import MAX_DIMENSION, ColumnType
 
 FEATURES = {"Image": "IMAGE", "Audio": "AUDIO", "Video": "VIDEO"}
@@ -154,9 +155,19 @@ def _values(column: Any, kind: ColumnType, folder: str) -> Sequence[Any]:
             return matrix
     if kind.name == "TEXT" and not all(v is None or isinstance(v, str) for v in values):
         return [v if v is None or isinstance(v, str) else str(v) for v in values]
+    if kind.name == "BYTEA":
+        return [bytes_of(v) if isinstance(v, str) else v for v in values]
+    if kind.name == "REAL":  # the shortest number that is the same in 32 bits, as PostgreSQL shows it
+        return [v if not isinstance(v, float) else _shortest(v) for v in values]
     if kind.name == "JSON":
         return [_document(v) if isinstance(v, str) else v for v in values]
     return values
+
+
+def _shortest(value: float) -> float:
+    import numpy as np
+
+    return float(str(np.float32(value)))
 
 
 def _document(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deeplake_loader.errors import InputError
+from deeplake_loader.ingest.told import Told
 from deeplake_loader.types import RESERVED_PREFIX, Column, ColumnType, Table, quote_identifier
 
 MAX_FIELDS = 200
@@ -125,6 +126,7 @@ def propose(
     key: str | None = None,
     columns: Mapping[str, str] | Sequence[str] | None = None,
     plain_names: bool = True,
+    told: Told | None = None,
 ) -> Proposal:
     """A table for samples of which the types of their fields are known.
 
@@ -134,6 +136,7 @@ def propose(
         key: the column that is the primary key; default: a number, ``id``.
         columns: the columns wanted, {column: field}, or their fields alone; default: all.
         plain_names: make column names of letters, digits and _ out of the fields; else the fields are the names.
+        told: what an export tells of its columns; other fields stand behind them.
 
     Raises:
         InputError: no sample, a column of ``columns`` or the key that no sample has.
@@ -151,15 +154,22 @@ def propose(
     if not count:
         raise InputError("nothing was found that a table could be made of; name sources that hold samples")
     notes: list[str] = []
-    wanted = _chosen(columns, seen, has_keys) if columns is not None else _named(seen, has_keys, plain_names, notes)
+    told = told or Told()
+    if columns is not None:
+        wanted = _chosen(columns, seen, has_keys)
+    else:
+        wanted = _named(seen, has_keys, plain_names, notes, told)
+    seen |= told.types
     choices = tuple(
-        Choice(Column(name, _TEXT if field == "" else seen[field] or _TEXT, nullable=field != ""), field)
+        Choice(Column(name, _TEXT if field == "" else seen.get(field) or _TEXT, nullable=field != ""), field)
         for name, field in wanted.items()
     )
-    notes += [f"{c.column.name}: no value was seen; TEXT" for c in choices if c.field and seen[c.field] is None]
+    notes += [f"{c.column.name}: no value was seen; TEXT" for c in choices if c.field and seen.get(c.field) is None]
     notes += [f"{c.column.name}: {mixed[c.field]}; JSON" for c in choices if c.field in mixed]
     names = {c.column.name.lower() for c in choices}
-    if key is None:
+    if key is None and columns is None and told.primary_key.lower() in names:
+        key = told.primary_key
+    elif key is None:
         key = next(name for name in ("id", "row_id", "sample_id", "_row_id") if name not in names)
     elif key.lower() not in names:
         raise InputError(f"there is no column {key!r} to be the key; columns: {', '.join(wanted)}")
@@ -179,7 +189,9 @@ def _chosen(columns: Mapping[str, str] | Sequence[str], seen: Mapping[str, objec
     return wanted
 
 
-def _named(seen: Mapping[str, object], has_keys: bool, plain_names: bool, notes: list[str]) -> dict[str, str]:
+def _named(
+    seen: Mapping[str, object], has_keys: bool, plain_names: bool, notes: list[str], told: Told
+) -> dict[str, str]:
     """{column: field} of every field: the entries of JSON objects instead of the objects where there are few."""
     entries: dict[str, list[str]] = {}
     for field in seen:
@@ -187,10 +199,12 @@ def _named(seen: Mapping[str, object], has_keys: bool, plain_names: bool, notes:
             entries.setdefault(parent, []).append(field)
     expanded = {parent for parent, found in entries.items() if len(found) <= MAX_FIELDS and seen[parent] == _JSON}
     dropped = {field for parent, found in entries.items() for field in found if parent not in expanded}
-    names: dict[str, str] = {"key": ""} if has_keys else {}
+    names = {name: field for field, name in told.names.items()}
+    if has_keys and not told:
+        names["key"] = ""
     used = {name.lower() for name in names}
     for field in seen:
-        if field in expanded or field in dropped:
+        if field in expanded or field in dropped or told.covers(field):
             continue
         name = _column_name(field, expanded) if plain_names else field
         name = _distinct(name, field, used)

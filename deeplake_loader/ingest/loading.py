@@ -27,11 +27,13 @@ from deeplake_loader.ingest.episodes import EpisodesReading
 from deeplake_loader.ingest.folders import FolderReading, together
 from deeplake_loader.ingest.inference import Proposal, of_table, propose
 from deeplake_loader.ingest.ledger import Ledger
+from deeplake_loader.ingest.listed import ListedReading
 from deeplake_loader.ingest.report import IngestReport, Tally
 from deeplake_loader.ingest.sources import Source, find
 from deeplake_loader.ingest.tables import TableReading, TextReading
-from deeplake_loader.ingest.target import Make, OnError, Reading, Store, Target
+from deeplake_loader.ingest.target import Make, OnError, Reading, Store, Target, Whole
 from deeplake_loader.ingest.tars import FetchedSource, PackedSource, TarSource
+from deeplake_loader.ingest.told import Told
 from deeplake_loader.ingest.vectors import VectorsReading
 from deeplake_loader.progress import progress_bar
 from deeplake_loader.types import ColumnType, Table, quote_identifier
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 _READINGS: dict[str, Make] = {
     "tar": TarSource, "packed": PackedSource, "fetched": FetchedSource, "table": TableReading, "text": TextReading,
     "vectors": VectorsReading, "media": FolderReading, "dataset": DatasetReading,
-    "episodes": EpisodesReading,
+    "episodes": EpisodesReading, "listed": ListedReading,
 }  # fmt: skip
 _OBSERVED = 12  # sources that a schema is inferred from
 
@@ -139,11 +141,17 @@ def _infer(
 ) -> Proposal:
     step = max(1, len(readings) // _OBSERVED)
     looked = readings if all(isinstance(r, TableReading) for r in readings) else readings[::step][: _OBSERVED + 1]
-    samples = _observed(looked, strict=strict)
+    samples = list(_observed(looked, strict=strict))
     return propose(
         table, samples, has_keys=any(r.has_keys for r in readings), key=key, columns=columns,
-        plain_names=all(r.plain_names for r in readings),
+        plain_names=all(r.plain_names for r in readings), told=_told(looked),
     )  # fmt: skip
+
+
+def _told(readings: Sequence[Reading]) -> Told | None:
+    """What all of them tell of their columns; None where they do not agree, or none tells it."""
+    found = [reading.told if isinstance(reading, Whole) else None for reading in readings]
+    return found[0] if found and all(each == found[0] for each in found) else None
 
 
 def _observed(readings: Sequence[Reading], *, strict: bool) -> Iterator[Mapping[str, ColumnType | None]]:

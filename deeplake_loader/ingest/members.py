@@ -6,6 +6,8 @@ what it reads: pickles, archives of arrays and unknown formats stay bytes.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 import zlib
@@ -115,6 +117,19 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except RecursionError:
         raise ValueError("is JSON nested too deeply to be read") from None
+
+
+def bytes_of(text: str) -> bytes | str:
+    """The bytes that a text of JSON stands for in a BYTEA column, in base64; what is none stays as it is, and is
+    refused where it is stored.
+
+    >>> bytes_of("AAE="), bytes_of("no bytes")
+    (b'\\x00\\x01', 'no bytes')
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text
 
 
 def vector(data: bytes) -> Any:

@@ -18,7 +18,7 @@ from deeplake_loader.blobs import checksums
 from deeplake_loader.codecs.headers import Header
 from deeplake_loader.errors import DeeplakeError
 from deeplake_loader.ingest import members
-from deeplake_loader.ingest.tar_walk import Member, Problem, Read, walk
+from deeplake_loader.ingest.tar_walk import Comment, Member, Problem, Read, walk
 from deeplake_loader.types import Column, ColumnType
 
 if TYPE_CHECKING:
@@ -88,8 +88,13 @@ class _Slots:
 
     def blob(self, extension: str) -> tuple[int, Column] | None:
         """The blob column that this extension fills, and its place."""
-        place = self.fields.get(extension)
+        place = self._place(extension)
         return (place, self.columns[place]) if place is not None and self.columns[place].type.is_blob else None
+
+    def _place(self, extension: str) -> int | None:
+        """The place of the column that a member fills, by its extension or by a field that stands for several."""
+        names = (extension, f"{extension}.*", f"{extension.rpartition('.')[0]}.*")
+        return next((self.fields[name] for name in names if name in self.fields), None)
 
     def text(self, extension: str) -> int | None:
         """The place of the column that takes such members as text and nothing else of them."""
@@ -98,11 +103,11 @@ class _Slots:
         return place if place is not None and self.columns[place].type.is_scalar else None
 
     def takes(self, extension: str) -> bool:
-        return extension in self.fields or any(f.startswith(f"{extension}.") for f in self.fields)
+        return self._place(extension) is not None or any(f.startswith(f"{extension}.") for f in self.fields)
 
     def values(self, extension: str, data: bytes) -> Iterator[tuple[int, Any]]:
         """(column, value) of a member that fills scalar and vector columns."""
-        place = self.fields.get(extension)
+        place = self._place(extension)
         if place is not None and self.columns[place].type.is_vector:
             yield place, members.vector(data)
         elif place is not None and not members.is_scalar_extension(extension):
@@ -114,12 +119,19 @@ class _Slots:
 
     def _document(self, extension: str, place: int, value: Any) -> Any:
         """A text of a JSON document as a column takes it whose other values are no texts: as JSON again."""
-        is_text = isinstance(value, str) and self.columns[place].type.name == "JSON"
-        return json.dumps(value) if is_text and members.is_document_extension(extension) else value
+        if not isinstance(value, str) or not members.is_document_extension(extension):
+            return value
+        kind = self.columns[place].type.name
+        return json.dumps(value) if kind == "JSON" else members.bytes_of(value) if kind == "BYTEA" else value
 
     def actions(self) -> dict[str, kernels.Action]:
         """What the compiled scan does with each extension that is taken; {} where there are too many of them."""
-        parts = {f[:i] for f in self.fields for i, c in enumerate(f) if c == "."} | self.fields.keys()
+        parts = {f[:i] for f in self.fields for i, c in enumerate(f) if c == "."}
+        parts |= {f for f in self.fields if not f.endswith(".*")}
+        usual = {"IMAGE": ("jpg", "png", "webp"), "BLOB": ("bin",)}
+        for name, place in self.fields.items():
+            if name.endswith(".*"):
+                parts |= {name[:-1] + extension for extension in usual.get(self.columns[place].type.name, ())}
         found: dict[str, kernels.Action] = {}
         for name in sorted(n for n in parts if n and len(n) < 100 and n.isascii() and n == n.lower() and "\0" not in n):
             blob = self.blob(name)
@@ -163,7 +175,7 @@ class _Scanner:
         actions = self._slots.actions()
         return None if not actions else lambda position: kernels.scan_tar(fd, position, size, actions)
 
-    def run(self, walked: Iterable[Member | Problem | kernels.Run]) -> Scan:
+    def run(self, walked: Iterable[Member | Problem | Comment | kernels.Run]) -> Scan:
         for item in walked:
             if type(item) is Member:
                 self._take(item)

@@ -16,9 +16,9 @@ from deeplake_loader.ingest.lerobot import is_dataset
 from deeplake_loader.ingest.members import media_type
 from deeplake_loader.store import file_errors, read_at
 
-Form = Literal["tar", "packed", "fetched", "table", "vectors", "text", "media", "dataset", "episodes"]
+Form = Literal["tar", "packed", "fetched", "table", "vectors", "text", "media", "dataset", "episodes", "listed"]
 """tar: read where it lies; packed: a compressed tar; fetched: a tar that can be had only as a whole; media: a folder of
-files; dataset: Hugging Face's, on disk; episodes: LeRobot's."""
+files; dataset: Hugging Face's, on disk; episodes: LeRobot's; listed: a folder whose tables name their rows' files."""
 
 MAX_SOURCES = 1_000_000
 _FORMS: tuple[tuple[tuple[str, ...], Form], ...] = (
@@ -194,6 +194,10 @@ def _folder(name: str, path: str) -> Iterator[Source]:
         yield _folder_source(name, path, "dataset")
         return
     inside = list(files_below(path))
+    listed = _listed(name, path)
+    if listed is not None:
+        yield listed
+        return
     if any(media_type(each) for each in inside):
         yield _folder_source(name, path, "media")
         return
@@ -202,6 +206,14 @@ def _folder(name: str, path: str) -> Iterator[Source]:
         raise NotFoundError(f"the folder {name!r} holds no tars, tables, vectors, images, videos or sounds")
     for each in known:
         yield from _local(os.path.join(path, each), os.path.join(path, each))
+
+
+def _listed(name: str, path: str) -> Source | None:
+    """The folder, where its tables name the files of their rows."""
+    from deeplake_loader.ingest.listed import tables_of
+
+    source = Source(name, file_url(path), path, "listed", 0, "")
+    return _folder_source(name, path, "listed") if tables_of(source) else None
 
 
 def files_below(path: str) -> Iterator[str]:

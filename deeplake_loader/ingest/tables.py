@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING, Any
 from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.ingest.arrow import columns_of, types_of
 from deeplake_loader.ingest.inference import kind_of
-from deeplake_loader.ingest.members import read_json
+from deeplake_loader.ingest.members import bytes_of, read_json
 from deeplake_loader.ingest.target import Whole
+from deeplake_loader.ingest.told import PARQUET, Told
 from deeplake_loader.store import file_errors
 from deeplake_loader.types import ColumnType
 
@@ -50,6 +51,8 @@ class TableReading(Whole):
             else:
                 batch = next(self._arrow(None, lambda *_: None), None)
                 if batch is not None:
+                    text = (batch.schema.metadata or {}).get(PARQUET)
+                    self.told = None if text is None else Told.parse(text, self.source.name)
                     yield types_of(batch.schema, batch.slice(0, _SEEN))
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
@@ -189,6 +192,8 @@ def _fitting(value: Any, kind: ColumnType) -> Any:
     """A value of JSON as its column takes it: where some values are texts and some are not, all are kept as JSON."""
     if kind.name == "JSON" and isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
+    if kind.name == "BYTEA" and isinstance(value, str):
+        return bytes_of(value)
     if value is None or kind.name != "TEXT" or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)

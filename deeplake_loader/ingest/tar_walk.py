@@ -62,6 +62,12 @@ class Problem(NamedTuple):
     fatal: bool
 
 
+class Comment(NamedTuple):
+    """What a global header says to whoever reads it, and means nothing to others."""
+
+    text: str
+
+
 class Header(NamedTuple):
     """One header block as it stands."""
 
@@ -78,10 +84,10 @@ class _FatalError(ValueError):
 @overload
 def walk(read: Read, size: int | None) -> Iterator[Member | Problem]: ...
 @overload
-def walk(read: Read, size: int | None, *, runs: Runs | None) -> Iterator[Member | Problem | Run]: ...
+def walk(read: Read, size: int | None, *, runs: Runs | None) -> Iterator[Member | Problem | Comment | Run]: ...
 
 
-def walk(read: Read, size: int | None, *, runs: Runs | None = None) -> Iterator[Member | Problem | Run]:
+def walk(read: Read, size: int | None, *, runs: Runs | None = None) -> Iterator[Member | Problem | Comment | Run]:
     """The archive's regular files in order, and what else it holds or lacks. Folders are passed over.
 
     Args:
@@ -146,7 +152,7 @@ class _Walk:
         self._long: str | None = None
         self._chain = 0
 
-    def run(self) -> Iterator[Member | Problem | Run]:
+    def run(self) -> Iterator[Member | Problem | Comment | Run]:
         start, name = 0, None
         try:
             while True:
@@ -185,9 +191,9 @@ class _Walk:
                     "joined; take it apart with 'tar --ignore-zeros'"
                 )
 
-    def _member(self, header: Header, block: bytes, start: int) -> Iterator[Member | Problem]:
+    def _member(self, header: Header, block: bytes, start: int) -> Iterator[Member | Problem | Comment]:
         if header.kind in (b"x", b"X", b"g", b"L", b"K"):
-            self._extend(header)
+            yield from self._extend(header)
             return
         name, size, sparse = self._resolve(header)
         self._chain, self._pax, self._long = 0, {}, None
@@ -224,7 +230,7 @@ class _Walk:
             self._window.skip(size)
         self._window.skip(-size % BLOCK)
 
-    def _extend(self, header: Header) -> None:
+    def _extend(self, header: Header) -> Iterator[Comment]:
         """Keeps what an extended header says of the next member."""
         self._chain += 1
         limit = _MAX_NAME if header.kind in (b"L", b"K") else _MAX_PAX
@@ -237,10 +243,12 @@ class _Walk:
         if header.kind == b"L":
             self._long = _text(data.partition(b"\0")[0])
         elif header.kind == b"g":
-            taken = {"path", "size", "linkpath"}.intersection(parse_pax(data))
-            if taken:
+            records = parse_pax(data)
+            if taken := {"path", "size", "linkpath"}.intersection(records):
                 raise _FatalError(f"a global header gives all members the same {', '.join(sorted(taken))}")
             self._chain = self._chain if self._pax or self._long else 0
+            if "comment" in records:
+                yield Comment(records["comment"])
         elif header.kind != b"K":
             self._pax |= parse_pax(data)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deeplake_loader.catalog import Catalog
     from deeplake_loader.ingest.inference import Proposal
     from deeplake_loader.ingest.sources import Source
+    from deeplake_loader.ingest.told import Told
     from deeplake_loader.rows import RowSet
     from deeplake_loader.types import ColumnType, Table
 
@@ -60,9 +61,10 @@ class Reading(Protocol):
 
 
 class Whole:
-    """A source that is one commit."""
+    """A source that is one commit. ``told``: what an export wrote of its columns, known once samples were observed."""
 
     source: Source
+    told: Told | None = None
 
     def split(self: Any, known: Known) -> Iterator[Reading]:
         """Itself, where it is new."""

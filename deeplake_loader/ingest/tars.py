@@ -16,8 +16,9 @@ from deeplake_loader.errors import CorruptionError, InputError
 from deeplake_loader.ingest import members
 from deeplake_loader.ingest.scanning import INDEX, Scan, scan
 from deeplake_loader.ingest.sources import Reader, Source, fetch, form_of
-from deeplake_loader.ingest.tar_walk import Member, Problem, Read, walk
+from deeplake_loader.ingest.tar_walk import Comment, Member, Problem, Read, walk
 from deeplake_loader.ingest.target import Whole
+from deeplake_loader.ingest.told import PREFIX, Told
 from deeplake_loader.ingest.unpacking import unpack
 from deeplake_loader.inserts import insert_columns
 from deeplake_loader.rows import StoredBlobs
@@ -32,6 +33,7 @@ _OBSERVED = 2_000  # members that a schema is inferred from, per source
 _ROWS = 65_536
 _COPIED_ROWS = 1_024  # whose bytes are in memory
 _STEP = 8 << 20
+_Found = Member | Problem | Comment
 
 
 class TarSource(Whole):
@@ -46,7 +48,14 @@ class TarSource(Whole):
     def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
         """{field: type} of the first samples."""
         with Reader(self.source) as read:
-            yield from _observe(walk(read, self.source.nbytes), self.source.name)
+            yield from _observe(self._listening(walk(read, self.source.nbytes)), self.source.name)
+
+    def _listening(self, walked: Iterator[_Found]) -> Iterator[_Found]:
+        """The same, what an export tells of its columns noted."""
+        for item in walked:
+            if isinstance(item, Comment) and item.text.startswith(PREFIX):
+                self.told = Told.parse(item.text.removeprefix(PREFIX), self.source.name)
+            yield item
 
     def prepare(self, proposal: Proposal) -> None:
         """Reads the whole tar; on any thread."""
@@ -83,7 +92,7 @@ class PackedSource(TarSource):
 
     def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
         with Reader(self.source) as read, unpack(self.source.url, self.source.nbytes, read) as stream:
-            yield from _observe(walk(stream, None), self.source.name)
+            yield from _observe(self._listening(walk(stream, None)), self.source.name)
 
     def prepare(self, proposal: Proposal) -> None:
         """Unpacks into a file without a name, which goes away by itself."""
@@ -127,7 +136,8 @@ class FetchedSource(PackedSource):
 
     def observe(self) -> Iterator[Mapping[str, ColumnType | None]]:
         self._fetch()
-        yield from _observe(walk(self._read, os.fstat(self._file.fileno()).st_size), self.source.name)
+        walked = walk(self._read, os.fstat(self._file.fileno()).st_size)
+        yield from _observe(self._listening(walked), self.source.name)
 
     def prepare(self, proposal: Proposal) -> None:
         self._fetch()
@@ -164,7 +174,7 @@ def _unpacked(source: Source, read: Read) -> IO[bytes]:
     return file
 
 
-def _observe(walked: Iterator[Member | Problem], where: str) -> Iterator[Mapping[str, ColumnType | None]]:
+def _observe(walked: Iterator[_Found], where: str) -> Iterator[Mapping[str, ColumnType | None]]:
     samples: dict[str, dict[str, ColumnType | None]] = {}
     reason = "no member has an extension"
     for item in islice(walked, _OBSERVED):
@@ -193,7 +203,7 @@ def _adopted(db: Any, kind: ColumnType, file: int, values: Sequence[Any]) -> Seq
     """The values as they are inserted: blobs, which come as their numbers in the file, by their addresses."""
     if not kind.is_blob:
         return values
-    first = pack_address(file, 0)
+    first = pack_address(file, 0) if file else 0  # a tar without one blob is not registered
     return StoredBlobs(db, kind, [None if value is None else first + value for value in values])
 
 

@@ -42,6 +42,9 @@ class IngestVerbs:
         ``fps``, each numeric feature as a TENSOR (frames, ...), each camera as a VIDEO with ``<camera>.start`` and
         ``<camera>.end`` in seconds. Episodes in one video file share its bytes. Columns have the features' names.
 
+        A folder of media is a row per file; one whose ``metadata.jsonl`` (or .csv, .parquet) names files by
+        ``<column>_file_name``, as Hugging Face's do, is a row per line. What `export` wrote becomes the same table.
+
         Each source (or 1,000 files of a folder) is one commit. One that is in the table already is not read again, so
         that calling again after an interruption goes on, and calling twice adds nothing.
 
