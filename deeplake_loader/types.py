@@ -105,6 +105,12 @@ class ColumnType:
     def option(self, name: str) -> str | int | None:
         return dict(self.options).get(name)
 
+    def refuse_other_options(self, known: Iterable[str], where: str) -> None:
+        """Raises InputError for an option that is none of these."""
+        unknown = sorted({name for name, _ in self.options} - set(known))
+        if unknown:
+            raise InputError(f"{where}: {self} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+
     def __str__(self) -> str:
         """The SQL spelling: ``VECTOR(768)``, ``TENSOR(float16, 4, *, *)``, ``VIDEO(codec='h264', crf=18)``."""
         parts: list[str] = []

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -113,18 +114,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+@contextmanager
+def serving(server: Web) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     server = Web()
     server.files = {"a.tar": packed(), "b.tar.gz": gzip.compress(packed()), "signed/a.tar": packed(), "empty.tar": b""}
     server.files |= {f"list/x-{n}.tar": packed(5) for n in range(2)}
     monkeypatch.setenv(TRUSTED_HOSTS, f"elsewhere.test, 127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 @pytest.fixture
@@ -132,12 +139,8 @@ def other() -> Iterator[Web]:
     """A second server, which nobody trusts."""
     server = Web()
     server.files = {"a.tar": packed()}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 def rows(db: deeplake.Database) -> list[tuple[str, bytes]]:

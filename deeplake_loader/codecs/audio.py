@@ -97,9 +97,7 @@ def _settings(type: ColumnType, where: str) -> tuple[int | None, str]:
         raise InputError(f"{where}: {type} asks for sample_rate {rate!r}; it must be 1..{_MAX_RATE}")
     if codec not in ("wav", "flac"):
         raise InputError(f"{where}: {type} asks for codec {codec!r}; samples are written as wav or flac")
-    unknown = sorted({name for name, _ in type.options} - {"codec", "sample_rate"})
-    if unknown:
-        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has codec, sample_rate")
+    type.refuse_other_options(("codec", "sample_rate"), where)
     return rate, codec
 
 

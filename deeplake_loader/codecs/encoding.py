@@ -75,8 +75,8 @@ def encode_timed(type: ColumnType, frames: Iterable[Timed], base: Fraction, wher
     """
     import av
 
-    settings, codec = _settings(type, where), _encoder_of(type, where)[0]
-    if codec == "av1":  # the encoder tells its settings on stderr unless it is asked not to
+    settings = _settings(type, where)
+    if settings.codec == "av1":  # the encoder tells its settings on stderr unless it is asked not to
         os.environ.setdefault("SVT_LOG", "1")
     file = io.BytesIO()
     try:
@@ -86,7 +86,7 @@ def encode_timed(type: ColumnType, frames: Iterable[Timed], base: Fraction, wher
     except (OSError, ValueError, RuntimeError) as error:  # PyAV's errors derive from these
         if isinstance(error, DeeplakeError):
             raise
-        raise MediaError(f"{where}: the frames cannot be encoded as {codec}: {reason(error)}") from error
+        raise MediaError(f"{where}: the frames cannot be encoded as {settings.codec}: {reason(error)}") from error
     container_name = settings.encoder.container
     return file.getvalue(), _EXTENSIONS.get(container_name, container_name)
 
@@ -100,17 +100,16 @@ def _encoder_of(type: ColumnType, where: str) -> tuple[str, Encoder]:
     had = [name for name, encoder in ENCODERS.items() if encoder.name in av.codecs_available]
     if codec not in had:
         raise InputError(f"{where}: {type} asks for codec {asked!r}; frames can be encoded as {', '.join(had)}")
-    unknown = sorted({name for name, _ in type.options} - set(OPTIONS))
-    if unknown:
-        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+    type.refuse_other_options(OPTIONS, where)
     return codec, ENCODERS[codec]
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What the column's options say: the ``encoder`` with its ``options``, frames a second, frames between key frames,
-    the pixel format that is asked for."""
+    """What the column's options say: the ``codec``, its ``encoder`` with ``options``, frames a second, frames between
+    key frames, the pixel format that is asked for."""
 
+    codec: str
     encoder: Encoder
     options: dict[str, str]
     rate: Fraction
@@ -124,7 +123,7 @@ def check_options(type: ColumnType, where: str) -> None:
 
 
 def _settings(type: ColumnType, where: str) -> _Settings:
-    encoder = _encoder_of(type, where)[1]
+    codec, encoder = _encoder_of(type, where)
     options = dict(encoder.options)
     if encoder.crf is not None:
         options["crf"] = str(_number(type, "crf", encoder.crf, 0, encoder.max_crf, where))
@@ -134,7 +133,7 @@ def _settings(type: ColumnType, where: str) -> _Settings:
             raise InputError(f"{where}: {type} asks for a preset; {encoder.name} has none")
         options[encoder.preset] = str(preset)
     gop = _number(type, "gop", DEFAULT_GOP, 1, 10_000, where)
-    return _Settings(encoder, options, _rate(type, where), gop, _pixel_format(encoder, type, where))
+    return _Settings(codec, encoder, options, _rate(type, where), gop, _pixel_format(encoder, type, where))
 
 
 def _frames(type: ColumnType, value: object, where: str) -> Array:

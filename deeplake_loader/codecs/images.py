@@ -305,9 +305,7 @@ def _settings(type: ColumnType, where: str) -> tuple[str, dict[str, Any]]:
     codec = str(type.option("codec") or "png").lower().replace("jpg", "jpeg")
     if codec not in _ENCODERS:
         raise InputError(f"{where}: {type} asks for codec {codec!r}; arrays are written as {', '.join(_ENCODERS)}")
-    unknown = sorted({name for name, _ in type.options} - {"codec", "quality"})
-    if unknown:
-        raise InputError(f"{where}: {type} has no option {', '.join(unknown)}; it has codec, quality")
+    type.refuse_other_options(("codec", "quality"), where)
     quality = _quality(type, where)
     return codec, {"compress_level": 3} if codec == "png" else {"quality": quality}
 
