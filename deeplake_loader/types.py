@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from deeplake_loader.errors import InputError
@@ -105,7 +105,7 @@ class ColumnType:
     def option(self, name: str) -> str | int | None:
         return dict(self.options).get(name)
 
-    def refuse_other_options(self, known: Iterable[str], where: str) -> None:
+    def refuse_other_options(self, known: Collection[str], where: str) -> None:
         """Raises InputError for an option that is none of these."""
         unknown = sorted({name for name, _ in self.options} - set(known))
         if unknown:
